@@ -1,0 +1,178 @@
+//! The operations that a commit is made of, as data. L2, pure.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::config::Retention;
+use crate::event::Plan;
+use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, NewJob, RetryFrom};
+use crate::store::{Details, Filter};
+use crate::time::Timestamp;
+use crate::transition::{Input, JobRow};
+
+/// One thing to be done. Several of them share a transaction; one that fails does not fail its neighbours.
+#[derive(Debug)]
+pub(crate) enum Op {
+    Enqueue(Vec<PlannedJob>),
+    Settle(Settle),
+    Cancel(JobId),
+    Retry(JobId, RetryFrom),
+    Delete(JobId),
+    Bulk(Bulk),
+    /// A checkpoint inside a phase of the claim `epoch`.
+    Save {
+        id: JobId,
+        epoch: i64,
+        phase_index: u32,
+        json: String,
+    },
+    /// Pauses or resumes the queue, or one type.
+    SetPaused {
+        job_type: Option<Arc<str>>,
+        paused: bool,
+    },
+    /// Makes the registered types known to the file.
+    Register(Vec<(Arc<str>, Option<Plan>)>),
+    /// Gives a job its plan, or the reason why it has none.
+    SetPlan {
+        id: JobId,
+        plan: std::result::Result<Plan, String>,
+    },
+    Recover(Recover),
+    Prune(Prune),
+}
+
+/// A job that was checked, with its phases if they are known.
+#[derive(Debug)]
+pub(crate) struct PlannedJob {
+    pub(crate) job: NewJob,
+    pub(crate) plan: Option<Plan>,
+}
+
+/// What became of a phase.
+#[derive(Debug)]
+pub(crate) struct Settle {
+    pub(crate) id: JobId,
+    pub(crate) input: Input,
+    /// When its handler was entered.
+    pub(crate) started_at: Timestamp,
+    pub(crate) result: Option<String>,
+    pub(crate) error: Option<Fault>,
+}
+
+/// What a try left in the error history.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) cause: ErrorCause,
+    pub(crate) message: String,
+    pub(crate) backtrace: Option<String>,
+}
+
+/// What is done to a whole set of jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BulkAction {
+    Cancel,
+    Retry(RetryFrom),
+    Delete,
+}
+
+/// One action on every job that a filter names, or on none.
+#[derive(Debug)]
+pub(crate) struct Bulk {
+    pub(crate) action: BulkAction,
+    pub(crate) filter: Filter,
+    /// Refused when the set has another size.
+    pub(crate) expect: Option<usize>,
+}
+
+/// What a new owner knows about the process before it.
+#[derive(Debug)]
+pub(crate) struct Recover {
+    pub(crate) reason: InterruptionReason,
+    /// What the flight recorder names: (job, epoch, phase) and since when. Empty after a power cut.
+    pub(crate) inside: Vec<(JobId, i64, u32, Timestamp)>,
+    /// After a power cut the recorder is not trusted, and every running job counts as interrupted.
+    pub(crate) all_entered: bool,
+    /// Crashes allowed, by job type; types that are not named have the default.
+    pub(crate) max_crashes: Vec<(Arc<str>, u32)>,
+    pub(crate) max_crashes_default: u32,
+}
+
+/// One small step of retention.
+#[derive(Debug)]
+pub(crate) struct Prune {
+    pub(crate) retention: Retention,
+    pub(crate) jobs_max: usize,
+    pub(crate) events_max: usize,
+}
+
+/// What a step of retention did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pruned {
+    pub(crate) jobs: usize,
+    pub(crate) events: usize,
+    /// There is more to be deleted now.
+    pub(crate) more: bool,
+    /// When the next thing will be too old.
+    pub(crate) next: Option<Timestamp>,
+}
+
+/// A type whose jobs this process can run now.
+#[derive(Clone, Debug)]
+pub(crate) struct Claimable {
+    pub(crate) type_id: i64,
+    pub(crate) job_type: Arc<str>,
+    /// The plan of a type with fixed phases; jobs with another one are planned anew.
+    pub(crate) plan: Option<(i64, Plan)>,
+    pub(crate) concurrency: Option<u32>,
+}
+
+/// How many jobs to claim, and which.
+#[derive(Debug, Default)]
+pub(crate) struct ClaimRequest {
+    pub(crate) room: usize,
+    /// Claims stop when the inputs of this commit's claims are larger in sum.
+    pub(crate) bytes_max: usize,
+    pub(crate) types: Vec<Claimable>,
+    /// Jobs whose earlier handler has not returned, or whose plan is being made.
+    pub(crate) exclude: HashSet<JobId>,
+    /// A worker is idle and nothing is due: new jobs may be stored as claimed.
+    pub(crate) direct: bool,
+    /// Look at what is due.
+    pub(crate) from_backlog: bool,
+    /// Give jobs back at the edge after a phase.
+    pub(crate) release: Release,
+}
+
+/// Whose jobs are given back at their next phase edge.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Release {
+    #[default]
+    Nobody,
+    Everybody(InterruptionReason),
+    /// Those of paused types.
+    Types(HashSet<i64>),
+}
+
+/// A job that was claimed in a commit.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) row: JobRow,
+    pub(crate) job_type: Arc<str>,
+    pub(crate) plan: Plan,
+    pub(crate) details: Details,
+}
+
+/// What the claiming part of a commit found.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    pub(crate) claimed: Vec<Claimed>,
+    /// Due jobs whose plan must be made before they can be claimed: id, type and input.
+    pub(crate) unplanned: Vec<(JobId, Arc<str>, String)>,
+    /// Due jobs may be left.
+    pub(crate) more: bool,
+    /// When the next one will be due.
+    pub(crate) next_due: Option<Timestamp>,
+    /// Jobs that ended without having been run: past their deadline.
+    pub(crate) ended: Vec<(JobId, JobStatus)>,
+}

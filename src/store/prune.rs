@@ -1,0 +1,103 @@
+//! Retention: which jobs and events are deleted next. L2, written once for every backend.
+//!
+//! One call is one small step, so that a commit stays short; the caller decides how many steps it has time for.
+
+use crate::error::Result;
+use crate::job::{JobId, JobStatus};
+use crate::store::ops::{Prune, Pruned};
+use crate::store::{Head, Rows};
+use crate::time::Timestamp;
+
+/// A clock that shows less was never set (2020-01-01): what ended "then" says nothing about its age.
+const CLOCK_WAS_SET: Timestamp = Timestamp::from_millis(1_577_836_800_000);
+
+/// Unique keys that are looked at in a step.
+const HOLDERS_MAX: usize = 64;
+
+/// What a step needs of the open commit.
+pub(crate) trait Delete {
+    /// Deletes a job that is over, with its event.
+    fn delete(&mut self, id: JobId) -> Result<bool>;
+    fn rows(&mut self) -> (&mut dyn Rows, Head, Timestamp);
+    fn written(&mut self);
+}
+
+/// One step.
+pub(crate) fn run(commit: &mut dyn Delete, prune: &Prune) -> Result<Pruned> {
+    let mut pruned = Pruned::default();
+    for status in [
+        JobStatus::Completed,
+        JobStatus::Failed,
+        JobStatus::Cancelled,
+    ] {
+        let room = prune.jobs_max.saturating_sub(pruned.jobs);
+        let (deleted, next) = jobs(commit, prune, status, room)?;
+        pruned.jobs += deleted;
+        pruned.more |= deleted == room;
+        pruned.next = [pruned.next, next].into_iter().flatten().min();
+    }
+    let (rows, head, now) = commit.rows();
+    let keep = prune.retention.events;
+    let keep_from = keep.count.map_or(0, |count| {
+        head.seq + 1 - i64::try_from(count).unwrap_or(i64::MAX)
+    });
+    let cutoff = keep
+        .age
+        .map_or(Timestamp::from_millis(i64::MIN), |age| now.before(age));
+    let (events, oldest) = rows.prune_events(keep_from, cutoff, prune.events_max)?;
+    rows.prune_holders(now, HOLDERS_MAX)?;
+    pruned.events = events;
+    pruned.more |= events == prune.events_max;
+    if let (Some(age), Some(oldest)) = (keep.age, oldest) {
+        pruned.next = [pruned.next, Some(oldest.after(age))]
+            .into_iter()
+            .flatten()
+            .min();
+    }
+    if pruned.jobs + events > 0 {
+        commit.written();
+    }
+    Ok(pruned)
+}
+
+/// Deletes at most `room` jobs of a status; answers how many, and when the next one will be too old.
+fn jobs(
+    commit: &mut dyn Delete,
+    prune: &Prune,
+    status: JobStatus,
+    room: usize,
+) -> Result<(usize, Option<Timestamp>)> {
+    let keep = prune.retention.of(status);
+    let (rows, head, now) = commit.rows();
+    let mut ids = Vec::new();
+    if let Some(count) = keep.count {
+        let excess =
+            head.counts[status as usize].saturating_sub(i64::try_from(count).unwrap_or(i64::MAX));
+        let excess = usize::try_from(excess).unwrap_or(0).min(room);
+        if excess > 0 {
+            let any = Timestamp::from_millis(i64::MIN);
+            ids = rows.oldest_ended(status, any, Timestamp::MAX, excess)?;
+        }
+    }
+    if let Some(age) = keep.age
+        && ids.is_empty()
+        && room > 0
+    {
+        ids = rows.oldest_ended(status, CLOCK_WAS_SET, now.before(age), room)?;
+    }
+    let mut deleted = 0;
+    for id in ids {
+        deleted += usize::from(commit.delete(id)?);
+    }
+    let mut next = None;
+    if let Some(age) = keep.age {
+        let (rows, ..) = commit.rows();
+        let oldest = rows.oldest_ended(status, CLOCK_WAS_SET, Timestamp::MAX, 1)?;
+        if let Some(id) = oldest.first()
+            && let Some(row) = rows.job(*id)?
+        {
+            next = row.finished_at.map(|at| at.after(age));
+        }
+    }
+    Ok((deleted, next))
+}

@@ -1,0 +1,601 @@
+//! The writing side: one transaction, and single rows within it. L2. The only file that writes jobs and events.
+//!
+//! Every statement reaches its row by an integer key, and is prepared once in the life of a connection. An `UPDATE` of a job
+//! names the columns of the index only when one of them changes: else SQLite would take the row out of the index and put it
+//! back.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Plan, Seq};
+use crate::job::{JobId, JobStatus};
+use crate::store::sqlite::errors::{self, Context};
+use crate::store::sqlite::names::Names;
+use crate::store::sqlite::rows::{self, job_columns, phase_key, read};
+use crate::store::{Details, ErrorRow, EventRow, Failure, Head, Holder, PhaseDone, Rows, TypeRow};
+use crate::time::Timestamp;
+use crate::transition::{Flags, JobRow};
+
+const INSERT_EVENT: &str = "INSERT INTO event
+    (seq, span, prev_seq, job_id, type_id, plan_id, change, at_ms, phase_index, attempt, data, head)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+const SELECT_EVENT_HEAD: &str = "SELECT head FROM event WHERE seq = ?1";
+const INSERT_JOB: &str = concat!(
+    "INSERT INTO job (",
+    job_columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)"
+);
+const INSERT_PAYLOAD: &str = "INSERT INTO payload (job_id, input, unique_key) VALUES (?1, ?2, ?3)";
+const UPDATE_JOB: &str = "UPDATE job
+    SET plan_id = ?4, status = ?5, run_at_ms = ?6, epoch = ?7, attempt = ?8, phase_index = ?9, phase_count = ?10,
+      phase_attempt = ?11, crash_count = ?12, started_at_ms = ?13, phase_started_at_ms = ?14, finished_at_ms = ?15,
+      deadline_ms = ?16, last_seq = ?17, flags = ?18
+    WHERE id = ?1 AND status = ?2 AND epoch = ?3";
+const UPDATE_JOB_IN_PLACE: &str = "UPDATE job
+    SET plan_id = ?4, attempt = ?5, phase_index = ?6, phase_count = ?7, phase_attempt = ?8, phase_started_at_ms = ?9,
+      last_seq = ?10, flags = ?11
+    WHERE id = ?1 AND status = ?2 AND epoch = ?3";
+const DELETE_JOB: &str = "DELETE FROM job WHERE id = ?1 AND status = ?2 AND epoch = ?3";
+const DELETE_PAYLOAD: &str = "DELETE FROM payload WHERE job_id = ?1";
+const DELETE_ERRORS: &str = "DELETE FROM job_error WHERE job_id = ?1";
+const DELETE_PHASES: &str = "DELETE FROM phase WHERE id BETWEEN ?1 AND ?2";
+const DELETE_CHECKPOINTS: &str = "DELETE FROM checkpoint WHERE id BETWEEN ?1 AND ?2";
+const SELECT_INPUT: &str = "SELECT input FROM payload WHERE job_id = ?1";
+const PUT_PHASE: &str =
+    "INSERT OR REPLACE INTO phase (id, attempt, started_at_ms, finished_at_ms, result)
+    VALUES (?1, ?2, ?3, ?4, ?5)";
+const PUT_CHECKPOINT: &str = "INSERT OR REPLACE INTO checkpoint (id, value) VALUES (?1, ?2)";
+const INSERT_ERROR: &str =
+    "INSERT INTO job_error (job_id, phase, attempt, at_ms, since_ms, cause, message, backtrace)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+const TRIM_ERRORS: &str = "DELETE FROM job_error WHERE job_id = ?1 AND id <=
+    (SELECT id FROM job_error WHERE job_id = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)";
+const SELECT_TYPE: &str = "SELECT id, plan_id, paused FROM job_type WHERE name = ?1";
+const SELECT_TYPE_BY_ID: &str = "SELECT id, plan_id, paused FROM job_type WHERE id = ?1";
+const INSERT_TYPE: &str = "INSERT INTO job_type (name, plan_id, paused) VALUES (?1, 0, 0)";
+const UPDATE_TYPE: &str = "UPDATE job_type SET plan_id = ?2, paused = ?3 WHERE id = ?1";
+const SELECT_PLAN_ID: &str = "SELECT id FROM plan WHERE phases = ?1";
+const INSERT_PLAN: &str = "INSERT INTO plan (phases) VALUES (?1)";
+pub(super) const SELECT_PAUSED: &str =
+    "SELECT count(*) FROM meta WHERE key = 'paused' AND value = '1'";
+const PUT_PAUSED: &str = "INSERT OR REPLACE INTO meta (key, value) VALUES ('paused', ?1)";
+// `status <= 1` says again what `status = 0` says: SQLite wants to see the condition of a partial index to use it.
+const SELECT_PRIORITY: &str = "SELECT priority FROM job
+    WHERE status = 0 AND status <= 1 AND type_id = ?1 AND priority < ?2
+    ORDER BY priority DESC LIMIT 1";
+const SELECT_DUE: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM job
+    WHERE status = 0 AND status <= 1 AND type_id = ?1 AND priority = ?2 AND run_at_ms <= ?3
+    ORDER BY run_at_ms, id LIMIT ?4"
+);
+const SELECT_NEXT_DUE: &str = "SELECT run_at_ms FROM job
+    WHERE status = 0 AND status <= 1 AND type_id = ?1 AND priority = ?2 AND run_at_ms > ?3
+    ORDER BY run_at_ms LIMIT 1";
+pub(super) const COUNT_RUNNING: &str =
+    "SELECT count(*) FROM job WHERE status = 1 AND status <= 1 AND type_id = ?1";
+const SELECT_LIVE_IDS: &str = "SELECT id FROM job
+    WHERE status = ?1 AND status <= 1 AND (?2 IS NULL OR type_id = ?2) ORDER BY id LIMIT ?3";
+const SELECT_OVER_IDS: &str = "SELECT id FROM job
+    WHERE status = ?1 AND status >= 2 AND (?2 IS NULL OR type_id = ?2) ORDER BY id LIMIT ?3";
+const SELECT_OLDEST_OVER: &str = "SELECT id FROM job
+    WHERE status = ?1 AND status >= 2 AND finished_at_ms >= ?2 AND finished_at_ms < ?3
+    ORDER BY finished_at_ms, id LIMIT ?4";
+const SELECT_HOLDER: &str =
+    "SELECT job_id, hold, expires_ms FROM unique_key WHERE type_id = ?1 AND key = ?2";
+const PUT_HOLDER: &str =
+    "INSERT OR REPLACE INTO unique_key (type_id, key, job_id, hold, expires_ms)
+    VALUES (?1, ?2, ?3, ?4, ?5)";
+const SELECT_HOLDERS: &str = "SELECT type_id, key, job_id, hold, expires_ms FROM unique_key
+    WHERE (type_id, key) > (?1, ?2) ORDER BY type_id, key LIMIT ?3";
+const DELETE_HOLDER: &str = "DELETE FROM unique_key WHERE type_id = ?1 AND key = ?2";
+const SELECT_OLD_EVENTS: &str = "SELECT seq, span, at_ms FROM event ORDER BY seq LIMIT ?1";
+const DELETE_OLD_EVENTS: &str = "DELETE FROM event WHERE seq <= ?1";
+
+/// Runs `work` between BEGIN IMMEDIATE and COMMIT.
+pub(super) fn transact(
+    conn: &Connection,
+    names: &mut Names,
+    holders_seen: &mut (i64, String),
+    work: &mut dyn FnMut(&mut dyn Rows) -> Result<()>,
+) -> std::result::Result<(), Failure> {
+    execute(conn, "BEGIN IMMEDIATE", params![]).map_err(Failure::NothingDone)?;
+    let mut tx = Tx {
+        conn,
+        names,
+        holders_seen,
+    };
+    if let Err(error) = work(&mut tx) {
+        // SQLite has rolled back by itself after some errors; then this one fails, and nothing is left to do.
+        execute(conn, "ROLLBACK", params![]).ok();
+        return Err(Failure::NothingDone(error));
+    }
+    // An error here leaves open whether the commit record has reached the disk. Rolling back and going on would make the
+    // answer "no" for this connection, while a reader of the file after a crash might still find it.
+    execute(conn, "COMMIT", params![])
+        .map(|_| ())
+        .map_err(Failure::Unknown)
+}
+
+fn execute(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<usize> {
+    conn.prepare_cached(sql)
+        .and_then(|mut statement| statement.execute(params))
+        .map_err(|error| errors::map(error, Context::Write))
+}
+
+/// One open transaction.
+struct Tx<'c> {
+    conn: &'c Connection,
+    names: &'c mut Names,
+    holders_seen: &'c mut (i64, String),
+}
+
+impl Tx<'_> {
+    fn write(&self, sql: &str, params: &[&dyn ToSql]) -> Result<usize> {
+        execute(self.conn, sql, params)
+    }
+
+    fn number(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Option<i64>> {
+        let mut statement = read(self.conn.prepare_cached(sql))?;
+        read(statement.query_row(params, |row| row.get(0)).optional())
+    }
+
+    fn ids(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<JobId>> {
+        let mut statement = read(self.conn.prepare_cached(sql))?;
+        let ids = read(statement.query_map(params, |row| row.get(0).map(JobId::from_i64)))?;
+        ids.map(read).collect()
+    }
+
+    fn type_row(&self, sql: &str, key: &dyn ToSql) -> Result<Option<TypeRow>> {
+        let mut statement = read(self.conn.prepare_cached(sql))?;
+        let row = statement.query_row([key], |row| {
+            Ok(TypeRow {
+                id: row.get(0)?,
+                plan_id: row.get(1)?,
+                paused: row.get(2)?,
+            })
+        });
+        read(row.optional())
+    }
+
+    /// The priorities of a type's pending jobs, highest first.
+    fn next_priority(&self, type_id: i64, below: i64) -> Result<Option<i64>> {
+        self.number(SELECT_PRIORITY, params![type_id, below])
+    }
+}
+
+fn limit(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn ms(time: Option<Timestamp>) -> Option<i64> {
+    time.map(Timestamp::as_millis)
+}
+
+impl Rows for Tx<'_> {
+    fn head(&mut self) -> Result<Head> {
+        rows::head(self.conn)
+    }
+
+    fn tag_at(&mut self, seq: Seq) -> Result<Option<i64>> {
+        let mut statement = read(self.conn.prepare_cached(SELECT_EVENT_HEAD))?;
+        let text: Option<Option<String>> =
+            read(statement.query_row([seq], |row| row.get(0)).optional())?;
+        Ok(text
+            .flatten()
+            .and_then(|text| rows::parse_head(&text, seq))
+            .map(|head| head.tag))
+    }
+
+    fn append(&mut self, row: &EventRow, head: Option<&Head>) -> Result<()> {
+        let head = head.map(rows::head_text);
+        self.write(
+            INSERT_EVENT,
+            params![
+                row.seq,
+                row.span,
+                row.prev_seq,
+                row.job_id.as_i64(),
+                row.type_id,
+                row.plan_id,
+                row.change.code(),
+                row.at.as_millis(),
+                row.phase_index,
+                row.attempt,
+                row.data,
+                head
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn job_type(&mut self, name: &Arc<str>) -> Result<TypeRow> {
+        let known = match self.names.type_id(name) {
+            Some(id) => self.type_row(SELECT_TYPE_BY_ID, &id)?,
+            None => self.type_row(SELECT_TYPE, &&**name)?,
+        };
+        let row = match known {
+            Some(row) => row,
+            None => {
+                self.write(INSERT_TYPE, params![&**name])?;
+                TypeRow {
+                    id: self.conn.last_insert_rowid(),
+                    plan_id: 0,
+                    paused: false,
+                }
+            }
+        };
+        self.names.remember_type(row.id, name.clone());
+        Ok(row)
+    }
+
+    fn set_job_type(&mut self, row: &TypeRow) -> Result<()> {
+        self.write(UPDATE_TYPE, params![row.id, row.plan_id, row.paused])
+            .map(|_| ())
+    }
+
+    fn plan_id(&mut self, plan: &Plan) -> Result<i64> {
+        if let Some(id) = self.names.plan_id(plan) {
+            return Ok(id);
+        }
+        let phases = serde_json::to_string(plan).map_err(|error| {
+            Error::new(ErrorKind::InvalidJob, "a plan cannot be written").with_source(error)
+        })?;
+        let id = match self.number(SELECT_PLAN_ID, params![phases])? {
+            Some(id) => id,
+            None => {
+                self.write(INSERT_PLAN, params![phases])?;
+                self.conn.last_insert_rowid()
+            }
+        };
+        self.names.remember_plan(id, plan.clone());
+        Ok(id)
+    }
+
+    fn plan(&mut self, plan_id: i64) -> Result<Plan> {
+        self.names.plan(self.conn, plan_id)
+    }
+
+    fn is_paused(&mut self) -> Result<bool> {
+        Ok(self.number(SELECT_PAUSED, params![])? == Some(1))
+    }
+
+    fn set_paused(&mut self, paused: bool) -> Result<()> {
+        self.write(PUT_PAUSED, params![if paused { "1" } else { "0" }])
+            .map(|_| ())
+    }
+
+    fn job(&mut self, id: JobId) -> Result<Option<JobRow>> {
+        rows::find_job(self.conn, id)
+    }
+
+    fn insert_job(&mut self, row: &JobRow, input: &str, unique_key: Option<&str>) -> Result<()> {
+        self.write(
+            INSERT_JOB,
+            params![
+                row.id.as_i64(),
+                row.type_id,
+                row.plan_id,
+                row.status.code(),
+                row.priority,
+                row.run_at.as_millis(),
+                row.epoch,
+                row.attempt,
+                row.phase_index,
+                row.phase_count,
+                row.phase_attempt,
+                row.crash_count,
+                row.created_at.as_millis(),
+                ms(row.started_at),
+                ms(row.phase_started_at),
+                ms(row.finished_at),
+                ms(row.deadline),
+                row.last_seq,
+                row.flags.0
+            ],
+        )?;
+        self.write(INSERT_PAYLOAD, params![row.id.as_i64(), input, unique_key])?;
+        Ok(())
+    }
+
+    fn update_job(&mut self, before: &JobRow, after: &JobRow) -> Result<bool> {
+        let in_place = JobRow {
+            plan_id: after.plan_id,
+            attempt: after.attempt,
+            phase_index: after.phase_index,
+            phase_count: after.phase_count,
+            phase_attempt: after.phase_attempt,
+            phase_started_at: after.phase_started_at,
+            last_seq: after.last_seq,
+            flags: after.flags,
+            ..*before
+        };
+        let (id, status) = (before.id.as_i64(), before.status.code());
+        let changed = if in_place == *after {
+            self.write(
+                UPDATE_JOB_IN_PLACE,
+                params![
+                    id,
+                    status,
+                    before.epoch,
+                    after.plan_id,
+                    after.attempt,
+                    after.phase_index,
+                    after.phase_count,
+                    after.phase_attempt,
+                    ms(after.phase_started_at),
+                    after.last_seq,
+                    after.flags.0
+                ],
+            )?
+        } else {
+            self.write(
+                UPDATE_JOB,
+                params![
+                    id,
+                    status,
+                    before.epoch,
+                    after.plan_id,
+                    after.status.code(),
+                    after.run_at.as_millis(),
+                    after.epoch,
+                    after.attempt,
+                    after.phase_index,
+                    after.phase_count,
+                    after.phase_attempt,
+                    after.crash_count,
+                    ms(after.started_at),
+                    ms(after.phase_started_at),
+                    ms(after.finished_at),
+                    ms(after.deadline),
+                    after.last_seq,
+                    after.flags.0
+                ],
+            )?
+        };
+        Ok(changed == 1)
+    }
+
+    fn delete_job(&mut self, row: &JobRow) -> Result<()> {
+        let id = row.id.as_i64();
+        self.write(DELETE_JOB, params![id, row.status.code(), row.epoch])?;
+        self.write(DELETE_PAYLOAD, params![id])?;
+        self.clear_results(row.id, 0)?;
+        if row.flags.has(Flags::ERRORS) {
+            self.write(DELETE_ERRORS, params![id])?;
+        }
+        Ok(())
+    }
+
+    fn details(&mut self, row: &JobRow) -> Result<Details> {
+        let mut statement = read(self.conn.prepare_cached(SELECT_INPUT))?;
+        let input = read(
+            statement
+                .query_row([row.id.as_i64()], |row| row.get(0))
+                .optional(),
+        )?;
+        let input = input
+            .ok_or_else(|| errors::corrupt("payload", row.id.as_i64(), "job_id", "of no row"))?;
+        let mut details = Details {
+            input,
+            ..Details::default()
+        };
+        if row.flags.has(Flags::ERRORS) {
+            let errors = rows::errors(self.conn, row.id, crate::config::ERRORS_KEPT)?;
+            if row.flags.has(Flags::INTERRUPTED) {
+                details.interruption = errors.iter().find_map(rows::interruption);
+            }
+            details.last_error = errors.into_iter().next().map(|(error, _)| error);
+        }
+        Ok(details)
+    }
+
+    fn put_result(&mut self, id: JobId, phase_index: u32, done: &PhaseDone) -> Result<()> {
+        let (key, started_at) = (phase_key(id, phase_index), done.started_at.as_millis());
+        let params = params![
+            key,
+            done.attempt,
+            started_at,
+            done.finished_at.as_millis(),
+            done.result
+        ];
+        self.write(PUT_PHASE, params).map(|_| ())
+    }
+
+    fn results(&mut self, id: JobId) -> Result<Vec<(u32, PhaseDone)>> {
+        rows::phases(self.conn, id)
+    }
+
+    fn clear_results(&mut self, id: JobId, from_index: u32) -> Result<()> {
+        let (from, to) = (phase_key(id, from_index), phase_key(id, 255));
+        self.write(DELETE_PHASES, params![from, to])?;
+        self.write(DELETE_CHECKPOINTS, params![from, to])
+            .map(|_| ())
+    }
+
+    fn put_checkpoint(&mut self, id: JobId, phase_index: u32, json: Option<&str>) -> Result<()> {
+        let key = phase_key(id, phase_index);
+        match json {
+            Some(json) => self.write(PUT_CHECKPOINT, params![key, json]).map(|_| ()),
+            None => self
+                .write(DELETE_CHECKPOINTS, params![key, key])
+                .map(|_| ()),
+        }
+    }
+
+    fn add_error(&mut self, id: JobId, error: &ErrorRow) -> Result<()> {
+        self.write(
+            INSERT_ERROR,
+            params![
+                id.as_i64(),
+                error.phase.as_deref(),
+                error.attempt,
+                error.at.as_millis(),
+                ms(error.since),
+                error.cause.as_str(),
+                error.message,
+                error.backtrace
+            ],
+        )?;
+        self.write(
+            TRIM_ERRORS,
+            params![id.as_i64(), limit(crate::config::ERRORS_KEPT)],
+        )
+        .map(|_| ())
+    }
+
+    fn due(
+        &mut self,
+        type_id: i64,
+        now: Timestamp,
+        most: usize,
+        out: &mut Vec<JobRow>,
+    ) -> Result<()> {
+        let mut below = i64::from(i32::MAX) + 1;
+        while out.len() < most
+            && let Some(priority) = self.next_priority(type_id, below)?
+        {
+            let mut statement = read(self.conn.prepare_cached(SELECT_DUE))?;
+            let left = limit(most - out.len());
+            let mut rows =
+                read(statement.query(params![type_id, priority, now.as_millis(), left]))?;
+            while let Some(row) = read(rows.next())? {
+                out.push(rows::job(row)?);
+            }
+            below = priority;
+        }
+        Ok(())
+    }
+
+    fn next_due(&mut self, type_id: i64, now: Timestamp) -> Result<Option<Timestamp>> {
+        let (mut below, mut earliest) = (i64::from(i32::MAX) + 1, None);
+        while let Some(priority) = self.next_priority(type_id, below)? {
+            let next = self.number(SELECT_NEXT_DUE, params![type_id, priority, now.as_millis()])?;
+            earliest = [earliest, next].into_iter().flatten().min();
+            below = priority;
+        }
+        Ok(earliest.map(Timestamp::from_millis))
+    }
+
+    fn running(&mut self, type_id: i64) -> Result<u32> {
+        let count = self.number(COUNT_RUNNING, params![type_id])?;
+        Ok(count
+            .and_then(|count| u32::try_from(count).ok())
+            .unwrap_or(u32::MAX))
+    }
+
+    fn ids(&mut self, status: JobStatus, type_id: Option<i64>, most: usize) -> Result<Vec<JobId>> {
+        let sql = if status.is_terminal() {
+            SELECT_OVER_IDS
+        } else {
+            SELECT_LIVE_IDS
+        };
+        Tx::ids(self, sql, params![status.code(), type_id, limit(most)])
+    }
+
+    fn oldest_ended(
+        &mut self,
+        status: JobStatus,
+        from: Timestamp,
+        cutoff: Timestamp,
+        most: usize,
+    ) -> Result<Vec<JobId>> {
+        Tx::ids(
+            self,
+            SELECT_OLDEST_OVER,
+            params![
+                status.code(),
+                from.as_millis(),
+                cutoff.as_millis(),
+                limit(most)
+            ],
+        )
+    }
+
+    fn holder(&mut self, type_id: i64, key: &str) -> Result<Option<Holder>> {
+        let mut statement = read(self.conn.prepare_cached(SELECT_HOLDER))?;
+        let holder = statement.query_row(params![type_id, key], |row| {
+            Ok(Holder {
+                job_id: JobId::from_i64(row.get(0)?),
+                hold: row.get(1)?,
+                expires: Timestamp::from_millis(row.get(2)?),
+            })
+        });
+        read(holder.optional())
+    }
+
+    fn set_holder(&mut self, type_id: i64, key: &str, holder: &Holder) -> Result<()> {
+        let expires = holder.expires.as_millis();
+        self.write(
+            PUT_HOLDER,
+            params![type_id, key, holder.job_id.as_i64(), holder.hold, expires],
+        )
+        .map(|_| ())
+    }
+
+    fn prune_holders(&mut self, now: Timestamp, most: usize) -> Result<()> {
+        let mut seen = Vec::new();
+        {
+            let mut statement = read(self.conn.prepare_cached(SELECT_HOLDERS))?;
+            let mut rows = read(statement.query(params![
+                self.holders_seen.0,
+                self.holders_seen.1,
+                limit(most)
+            ]))?;
+            while let Some(row) = read(rows.next())? {
+                let holder = Holder {
+                    job_id: JobId::from_i64(read(row.get(2))?),
+                    hold: read(row.get(3))?,
+                    expires: Timestamp::from_millis(read(row.get(4))?),
+                };
+                seen.push((
+                    read(row.get::<_, i64>(0))?,
+                    read(row.get::<_, String>(1))?,
+                    holder,
+                ));
+            }
+        }
+        let is_end = seen.len() < most;
+        for (type_id, key, holder) in seen {
+            if !crate::store::seam::holds(self, &holder, now)? {
+                self.write(DELETE_HOLDER, params![type_id, key])?;
+            }
+            *self.holders_seen = (type_id, key);
+        }
+        if is_end {
+            *self.holders_seen = (0, String::new());
+        }
+        Ok(())
+    }
+
+    fn prune_events(
+        &mut self,
+        keep_from: Seq,
+        cutoff: Timestamp,
+        most: usize,
+    ) -> Result<(usize, Option<Timestamp>)> {
+        let mut old = Vec::new();
+        {
+            let mut statement = read(self.conn.prepare_cached(SELECT_OLD_EVENTS))?;
+            let mut rows = read(statement.query([limit(most.saturating_add(1))]))?;
+            while let Some(row) = read(rows.next())? {
+                let (seq, span, at): (i64, i64, i64) =
+                    (read(row.get(0))?, read(row.get(1))?, read(row.get(2))?);
+                old.push((seq, span, Timestamp::from_millis(at)));
+            }
+        }
+        // The last row that was read stays: it may be the newest, which has the head.
+        let last = old.len().saturating_sub(1);
+        let gone = old[..last]
+            .iter()
+            .take_while(|(seq, span, at)| seq + span <= keep_from || *at < cutoff)
+            .count();
+        if gone > 0 {
+            self.write(DELETE_OLD_EVENTS, params![old[gone - 1].0])?;
+        }
+        Ok((gone, old.get(gone).map(|(.., at)| *at)))
+    }
+}

@@ -1,0 +1,75 @@
+//! SQLite's errors as ours: what happened, to which file or row, and what to do. L2.
+
+use std::path::Path;
+
+use rusqlite::ErrorCode;
+
+use crate::error::{Error, ErrorKind};
+
+/// What was being done.
+#[derive(Clone, Copy)]
+pub(super) enum Context<'a> {
+    Open(&'a Path),
+    Read,
+    Write,
+}
+
+pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}
+
+pub(super) fn kind_of_io(error: &std::io::Error) -> ErrorKind {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            ErrorKind::StorageFull
+        }
+        _ => ErrorKind::Storage,
+    }
+}
+
+pub(super) fn map(error: rusqlite::Error, context: Context<'_>) -> Error {
+    let doing = match context {
+        Context::Open(path) => format!("{}: cannot be opened", path.display()),
+        Context::Read => "the store cannot be read".to_owned(),
+        Context::Write => "the store cannot be written, nothing was changed".to_owned(),
+    };
+    let (kind, advice) = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => (
+            ErrorKind::Storage,
+            ": another program has held the file for more than 10 s",
+        ),
+        Some(ErrorCode::DiskFull) => (ErrorKind::StorageFull, ": make room on the disk"),
+        Some(ErrorCode::NotADatabase) => (
+            ErrorKind::InvalidConfig,
+            ": it is no SQLite file, name another one",
+        ),
+        Some(ErrorCode::DatabaseCorrupt) => (
+            ErrorKind::Corrupt,
+            ": the file is damaged, restore it from a copy",
+        ),
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => (
+            ErrorKind::Storage,
+            ": check the permissions of the file and its directory",
+        ),
+        Some(ErrorCode::ConstraintViolation) => (ErrorKind::Corrupt, ""),
+        _ => match &error {
+            rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::Utf8Error(..) => (ErrorKind::Corrupt, ""),
+            _ => (ErrorKind::Storage, ""),
+        },
+    };
+    Error::new(kind, format!("{doing}{advice}")).with_source(error)
+}
+
+/// A value in a row that we never write.
+pub(super) fn corrupt(table: &str, id: i64, column: &str, value: impl std::fmt::Display) -> Error {
+    let problem = format!(
+        "table {table}, row {id}: column {column} has the value {value}, which stepwell never writes"
+    );
+    Error::new(ErrorKind::Corrupt, problem)
+}

@@ -1,0 +1,100 @@
+//! The SQLite backend. L2; nothing of `rusqlite` is named outside this folder.
+//!
+//! `open` makes connections, `commit` is the only file that writes jobs and events, `rows` turns columns into types, `read` is
+//! the reading side, `names` remembers job types and plans.
+
+mod check;
+mod commit;
+mod errors;
+mod names;
+mod open;
+mod read;
+mod rows;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use crate::config::Durability;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Failure, Reader, Rows, Store};
+
+pub(crate) use open::canonical;
+
+/// The writing side of one file.
+pub(crate) struct SqliteStore {
+    path: PathBuf,
+    durability: Durability,
+    /// None after a failed commit, until it is opened anew.
+    conn: Option<Connection>,
+    names: names::Names,
+    readers: Arc<read::Readers>,
+    /// Where the last pass over the unique keys ended.
+    holders_seen: (i64, String),
+}
+
+impl SqliteStore {
+    pub(crate) fn open(path: &Path, durability: Durability) -> Result<SqliteStore> {
+        let conn = open::writer(path, durability)?;
+        Ok(SqliteStore {
+            path: path.to_owned(),
+            durability,
+            conn: Some(conn),
+            names: names::Names::default(),
+            readers: Arc::new(read::Readers::new(path)),
+            holders_seen: (0, String::new()),
+        })
+    }
+}
+
+impl Store for SqliteStore {
+    fn transact(
+        &mut self,
+        work: &mut dyn FnMut(&mut dyn Rows) -> Result<()>,
+    ) -> std::result::Result<(), Failure> {
+        let Some(conn) = &self.conn else {
+            let problem = "the store is closed after a failed commit";
+            return Err(Failure::NothingDone(Error::new(
+                ErrorKind::Storage,
+                problem,
+            )));
+        };
+        let outcome = commit::transact(conn, &mut self.names, &mut self.holders_seen, work);
+        if outcome.is_err() {
+            // A number that was given to a name in this transaction is free again.
+            self.names = names::Names::default();
+        }
+        outcome
+    }
+
+    fn reopen(&mut self) -> Result<()> {
+        // Every connection goes first: what the failed commit left in their memory must not be believed.
+        self.conn = None;
+        self.names = names::Names::default();
+        self.readers.drop_all();
+        self.conn = Some(open::writer(&self.path, self.durability)?);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<()> {
+        let Some(conn) = &self.conn else {
+            return Ok(());
+        };
+        let busy: i64 = conn
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+            .map_err(|error| errors::map(error, errors::Context::Open(&self.path)))?;
+        if busy == 0 {
+            Ok(())
+        } else {
+            Err(Error::new(
+                ErrorKind::Storage,
+                "a reader keeps the log from being folded back",
+            ))
+        }
+    }
+
+    fn reader(&self) -> Arc<dyn Reader> {
+        self.readers.clone()
+    }
+}

@@ -1,0 +1,231 @@
+//! Columns to types: the only place where a row of SQLite is taken apart. L2.
+//!
+//! A value that stepwell never writes is [`ErrorKind::Corrupt`](crate::ErrorKind), with table, row and column.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use crate::error::Result;
+use crate::event::{Change, LoggedChange};
+use crate::job::{ErrorCause, Interruption, InterruptionReason, JobError, JobId, JobStatus};
+use crate::store::sqlite::errors::{self, Context};
+use crate::store::sqlite::names::Names;
+use crate::store::{Head, PhaseDone};
+use crate::time::Timestamp;
+use crate::transition::{Flags, JobRow};
+
+/// The columns of a job row, in the order that [`job`] reads them.
+macro_rules! job_columns {
+    () => {
+        "id, type_id, plan_id, status, priority, run_at_ms, epoch, attempt, phase_index, phase_count, phase_attempt, \
+         crash_count, created_at_ms, started_at_ms, phase_started_at_ms, finished_at_ms, deadline_ms, last_seq, flags"
+    };
+}
+pub(super) use job_columns;
+
+/// The columns of the log, in the order that [`change`] reads them.
+macro_rules! event_columns {
+    () => {
+        "seq, span, job_id, type_id, plan_id, change, at_ms, phase_index, attempt, data"
+    };
+}
+pub(super) use event_columns;
+
+pub(super) const SELECT_JOB: &str = concat!("SELECT ", job_columns!(), " FROM job WHERE id = ?1");
+pub(super) const SELECT_HEAD: &str = "SELECT seq, span, head FROM event ORDER BY seq DESC LIMIT 1";
+const SELECT_ERRORS: &str = "SELECT phase, attempt, at_ms, since_ms, cause, message, backtrace
+    FROM job_error WHERE job_id = ?1 ORDER BY id DESC LIMIT ?2";
+const SELECT_PHASES: &str = "SELECT id, attempt, started_at_ms, finished_at_ms, result
+    FROM phase WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
+
+/// Where the phases and checkpoints of a job begin.
+pub(super) fn phase_key(id: JobId, phase_index: u32) -> i64 {
+    id.as_i64() * 256 + i64::from(phase_index)
+}
+
+pub(super) fn read<T>(result: rusqlite::Result<T>) -> Result<T> {
+    result.map_err(|error| errors::map(error, Context::Read))
+}
+
+pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {
+    let id: i64 = read(row.get(0))?;
+    let time = |index| read(row.get::<_, i64>(index)).map(Timestamp::from_millis);
+    let maybe_time =
+        |index| read(row.get::<_, Option<i64>>(index)).map(|ms| ms.map(Timestamp::from_millis));
+    let count = |index, column| {
+        let value: i64 = read(row.get(index))?;
+        u32::try_from(value).map_err(|_| errors::corrupt("job", id, column, value))
+    };
+    let status: i64 = read(row.get(3))?;
+    Ok(JobRow {
+        id: JobId::from_i64(id),
+        type_id: read(row.get(1))?,
+        plan_id: read(row.get(2))?,
+        status: JobStatus::from_code(status)
+            .ok_or_else(|| errors::corrupt("job", id, "status", status))?,
+        priority: read(row.get(4))?,
+        run_at: time(5)?,
+        epoch: read(row.get(6))?,
+        attempt: count(7, "attempt")?,
+        phase_index: count(8, "phase_index")?,
+        phase_count: count(9, "phase_count")?,
+        phase_attempt: count(10, "phase_attempt")?,
+        crash_count: count(11, "crash_count")?,
+        created_at: time(12)?,
+        started_at: maybe_time(13)?,
+        phase_started_at: maybe_time(14)?,
+        finished_at: maybe_time(15)?,
+        deadline: maybe_time(16)?,
+        last_seq: read(row.get(17))?,
+        flags: Flags(read(row.get(18))?),
+    })
+}
+
+pub(super) fn find_job(conn: &Connection, id: JobId) -> Result<Option<JobRow>> {
+    let mut statement = read(conn.prepare_cached(SELECT_JOB))?;
+    let mut rows = read(statement.query([id.as_i64()]))?;
+    read(rows.next())?.map(job).transpose()
+}
+
+/// Where the log and the counters stand: the newest row has them.
+pub(super) fn head(conn: &Connection) -> Result<Head> {
+    let mut statement = read(conn.prepare_cached(SELECT_HEAD))?;
+    let row = statement.query_row([], |row| {
+        Ok((
+            row.get::<_, i64>(0)?,
+            row.get::<_, i64>(1)?,
+            row.get::<_, Option<String>>(2)?,
+        ))
+    });
+    let Some((seq, span, text)) = read(row.optional())? else {
+        return Ok(Head::default());
+    };
+    let text = text.unwrap_or_default();
+    let head = parse_head(&text, seq + span - 1);
+    head.ok_or_else(|| errors::corrupt("event", seq, "head", format!("{text:?}")))
+}
+
+/// `job_id pending running completed failed cancelled tag`
+pub(super) fn parse_head(text: &str, seq: i64) -> Option<Head> {
+    let mut numbers = [0_i64; 7];
+    let mut words = text.split(' ');
+    for number in &mut numbers {
+        *number = words.next()?.parse().ok()?;
+    }
+    let [job_id, c0, c1, c2, c3, c4, tag] = numbers;
+    words.next().is_none().then_some(Head {
+        seq,
+        job_id,
+        counts: [c0, c1, c2, c3, c4],
+        tag,
+    })
+}
+
+pub(super) fn head_text(head: &Head) -> String {
+    let [c0, c1, c2, c3, c4] = head.counts;
+    format!("{} {c0} {c1} {c2} {c3} {c4} {}", head.job_id, head.tag)
+}
+
+pub(super) fn change(conn: &Connection, names: &mut Names, row: &Row<'_>) -> Result<LoggedChange> {
+    let seq: i64 = read(row.get(0))?;
+    let code: i64 = read(row.get(5))?;
+    let data: Option<String> = read(row.get(9))?;
+    let data = match &data {
+        Some(data) => {
+            serde_json::from_str(data).map_err(|_| errors::corrupt("event", seq, "data", data))?
+        }
+        None => serde_json::Map::new(),
+    };
+    Ok(LoggedChange {
+        seq,
+        span: read(row.get(1))?,
+        change: Change::from_code(code)
+            .ok_or_else(|| errors::corrupt("event", seq, "change", code))?,
+        job_id: JobId::from_i64(read(row.get(2))?),
+        job_type: names.type_name(conn, read(row.get(3))?)?,
+        at: Timestamp::from_millis(read(row.get(6))?),
+        plan: names.plan(conn, read(row.get(4))?)?,
+        phase_index: read(row.get(7))?,
+        attempt: read(row.get(8))?,
+        data,
+    })
+}
+
+/// A stored error, and for an interruption since when the phase had run.
+pub(super) type StoredError = (JobError, Option<Timestamp>);
+
+/// The newest errors of a job, newest first.
+pub(super) fn errors(conn: &Connection, id: JobId, limit: usize) -> Result<Vec<StoredError>> {
+    let mut statement = read(conn.prepare_cached(SELECT_ERRORS))?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut rows = read(statement.query([id.as_i64(), limit]))?;
+    let mut errors = Vec::new();
+    while let Some(row) = read(rows.next())? {
+        let cause: String = read(row.get(4))?;
+        let phase: Option<String> = read(row.get(0))?;
+        let error = JobError {
+            phase: phase.map(Arc::from),
+            attempt: read(row.get(1))?,
+            at: Timestamp::from_millis(read(row.get(2))?),
+            kind: ErrorCause::from_name(&cause)
+                .ok_or_else(|| errors::corrupt("job_error of job", id.as_i64(), "cause", cause))?,
+            message: read(row.get(5))?,
+            backtrace: read(row.get(6))?,
+        };
+        let since: Option<i64> = read(row.get(3))?;
+        errors.push((error, since.map(Timestamp::from_millis)));
+    }
+    Ok(errors)
+}
+
+/// The interruption that a stored error tells of, if it is one.
+pub(super) fn interruption((error, since): &StoredError) -> Option<Interruption> {
+    if error.kind != ErrorCause::Interrupted {
+        return None;
+    }
+    Some(Interruption {
+        phase: error.phase.clone()?,
+        attempt: error.attempt,
+        since: since.unwrap_or(error.at),
+        at: error.at,
+        reason: InterruptionReason::from_name(&error.message)?,
+    })
+}
+
+pub(super) fn phases(conn: &Connection, id: JobId) -> Result<Vec<(u32, PhaseDone)>> {
+    let mut statement = read(conn.prepare_cached(SELECT_PHASES))?;
+    let mut rows = read(statement.query([phase_key(id, 0), phase_key(id, 255)]))?;
+    let mut phases = Vec::new();
+    while let Some(row) = read(rows.next())? {
+        let key: i64 = read(row.get(0))?;
+        let index = u32::try_from(key & 255).expect("8 bits");
+        let done = PhaseDone {
+            attempt: read(row.get(1))?,
+            started_at: Timestamp::from_millis(read(row.get(2))?),
+            finished_at: Timestamp::from_millis(read(row.get(3))?),
+            result: read(row.get(4))?,
+        };
+        phases.push((index, done));
+    }
+    Ok(phases)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_is_read_as_it_was_written_and_nothing_else_is() {
+        let head = Head {
+            seq: 9,
+            job_id: 4,
+            counts: [1, 0, 2, 0, 1],
+            tag: -7,
+        };
+        assert_eq!(parse_head(&head_text(&head), 9), Some(head));
+        for bad in ["", "1 2 3", "1 2 3 4 5 6 x", "1 2 3 4 5 6 7 8"] {
+            assert_eq!(parse_head(bad, 1), None, "{bad}");
+        }
+    }
+}

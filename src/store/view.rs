@@ -1,0 +1,91 @@
+//! Stored rows as their readers see them. L2, pure, the same for every backend.
+
+use std::sync::Arc;
+
+use crate::event::Plan;
+use crate::job::{JobError, JobStatus, JobSummary, PhaseRecord, PhaseStatus};
+use crate::store::PhaseDone;
+use crate::transition::{Flags, JobRow};
+
+/// What lists show of a job.
+pub(crate) fn summary(row: &JobRow, job_type: Arc<str>) -> JobSummary {
+    JobSummary {
+        id: row.id,
+        job_type,
+        status: row.status,
+        attempt: row.attempt,
+        crash_count: row.crash_count,
+        priority: row.priority,
+        run_at: row.run_at,
+        created_at: row.created_at,
+        started_at: row.started_at,
+        finished_at: row.finished_at,
+        deadline: row.deadline,
+        webhook_sent: row.flags.has(Flags::WEBHOOK_SENT),
+        phases_done: row.phase_index,
+        phase_count: row.phase_count,
+    }
+}
+
+/// The phases of a job. Only completed ones are stored: what the others are follows from the job.
+pub(crate) fn phases(
+    row: &JobRow,
+    plan: &Plan,
+    results: Vec<(u32, PhaseDone)>,
+    errors: &[JobError],
+) -> Vec<PhaseRecord> {
+    let mut results: std::collections::HashMap<u32, PhaseDone> = results.into_iter().collect();
+    let mut records = Vec::with_capacity(plan.len());
+    for (index, phase) in (0_u32..).zip(plan.iter()) {
+        let mut record = PhaseRecord {
+            name: phase.name.clone(),
+            version: phase.version,
+            status: status(row, index),
+            attempt: 0,
+            started_at: None,
+            finished_at: None,
+            result: None,
+            error: None,
+        };
+        if let Some(done) = results.remove(&index).filter(|_| index < row.phase_index) {
+            record.attempt = done.attempt;
+            record.started_at = Some(done.started_at);
+            record.finished_at = Some(done.finished_at);
+            record.result = serde_json::from_str(&done.result).ok();
+        } else {
+            let last_error = errors
+                .iter()
+                .rev()
+                .find(|error| error.phase.as_ref() == Some(&phase.name));
+            let last_error = last_error.filter(|_| index == row.phase_index);
+            record.attempt = if index == row.phase_index && row.phase_attempt > 0 {
+                row.attempt
+            } else {
+                0
+            };
+            record.started_at = row
+                .phase_started_at
+                .filter(|_| record.status == PhaseStatus::Running);
+            record.finished_at = row.finished_at;
+            record.error = last_error.map(|error| error.message.clone());
+        }
+        records.push(record);
+    }
+    records
+}
+
+fn status(row: &JobRow, index: u32) -> PhaseStatus {
+    let is_next = index == row.phase_index;
+    if index < row.phase_index {
+        return PhaseStatus::Completed;
+    }
+    match row.status {
+        JobStatus::Completed => PhaseStatus::Completed,
+        JobStatus::Pending => PhaseStatus::Pending,
+        JobStatus::Running if is_next => PhaseStatus::Running,
+        JobStatus::Running => PhaseStatus::Pending,
+        JobStatus::Failed if is_next && row.phase_attempt > 0 => PhaseStatus::Failed,
+        JobStatus::Failed => PhaseStatus::Skipped,
+        JobStatus::Cancelled => PhaseStatus::Cancelled,
+    }
+}

@@ -1,0 +1,346 @@
+//! Time as a value. L0. The only file that reads a clock.
+//!
+//! Everything that is stored is a [`Timestamp`]: whole milliseconds since 1970-01-01 UTC. Everything that is waited for is a
+//! [`Duration`] on the monotonic clock. [`Clock::now`] joins the two so that a clock step neither stalls nor storms:
+//!
+//! - the wall clock steps *forward* (a board without a battery learns the time): followed at once;
+//! - it steps *back*: our time goes on from where it was at the pace of the monotonic clock, until the wall clock has caught
+//!   up or the queue is opened again. A retry that was to wait 5 s waits 5 s, not until the year comes round again.
+//!
+//! So within one process `now` never goes back.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sync::Mutex;
+
+/// A point in time: whole milliseconds since 1970-01-01T00:00:00 UTC.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// The latest time that can be stored: the end of the year 9999. Sums stop here.
+    pub const MAX: Timestamp = Timestamp(253_402_300_799_999);
+
+    /// What the system clock says.
+    #[must_use]
+    pub fn now() -> Timestamp {
+        Timestamp(wall_ms())
+    }
+
+    /// From milliseconds since 1970; times after [`Timestamp::MAX`] become that.
+    #[must_use]
+    pub const fn from_millis(ms: i64) -> Timestamp {
+        if ms > Timestamp::MAX.0 {
+            Timestamp::MAX
+        } else {
+            Timestamp(ms)
+        }
+    }
+
+    /// Milliseconds since 1970.
+    #[must_use]
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// This time, `duration` later. Stops at [`Timestamp::MAX`].
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Timestamp {
+        let ms = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Timestamp::from_millis(self.0.saturating_add(ms))
+    }
+
+    /// This time, `duration` earlier.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Timestamp {
+        let ms = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Timestamp(self.0.saturating_sub(ms))
+    }
+
+    /// How long from `earlier` to this time; zero when `earlier` is later.
+    #[must_use]
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Timestamp {
+        let ms = match time.duration_since(UNIX_EPOCH) {
+            Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+            Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, |ms| -ms),
+        };
+        Timestamp::from_millis(ms)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with milliseconds: `2026-11-23T12:00:00.000Z`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, ms) = (self.0.div_euclid(86_400_000), self.0.rem_euclid(86_400_000));
+        let (year, month, day) = civil_from_days(days);
+        let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z",
+            ms % 1000
+        )
+    }
+}
+
+/// Days since 1970-01-01 to (year, month, day).
+/// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+fn wall_ms() -> i64 {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the wall clock"
+    )]
+    let now = SystemTime::now();
+    Timestamp::from(now).0
+}
+
+/// The monotonic clock, for measuring and for deadlines of threads.
+#[must_use]
+pub(crate) fn monotonic() -> Instant {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the monotonic clock"
+    )]
+    Instant::now()
+}
+
+/// Where an engine gets its time from. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Clock(Arc<Source>);
+
+enum Source {
+    System(Mutex<Anchor>),
+    Fake(FakeClock),
+}
+
+/// The last time that was handed out, and when on the monotonic clock.
+struct Anchor {
+    now: Timestamp,
+    at: Instant,
+}
+
+impl Clock {
+    pub(crate) fn system() -> Clock {
+        Clock(Arc::new(Source::System(Mutex::new(Anchor {
+            now: Timestamp::now(),
+            at: monotonic(),
+        }))))
+    }
+
+    pub(crate) fn fake(fake: FakeClock) -> Clock {
+        Clock(Arc::new(Source::Fake(fake)))
+    }
+
+    /// The present time; never earlier than an answer before it.
+    pub(crate) fn now(&self) -> Timestamp {
+        match &*self.0 {
+            Source::System(anchor) => steady(&mut anchor.lock(), wall_ms(), monotonic()),
+            Source::Fake(fake) => fake.now(),
+        }
+    }
+
+    /// How long a thread may sleep when the next due time is `wait` away. The wall clock may step while it sleeps, so a sleep
+    /// is cut into pieces of at most [`RECHECK`]. `None`: until somebody wakes it up (a fake clock does when it is set).
+    pub(crate) fn sleep_for(&self, wait: Duration) -> Option<Duration> {
+        match &*self.0 {
+            Source::System(_) => Some(wait.min(RECHECK)),
+            Source::Fake(_) => None,
+        }
+    }
+
+    /// Registers what wakes a sleeper up after the fake clock was set. The system clock needs none.
+    pub(crate) fn on_step(&self, wake: impl Fn() -> bool + Send + 'static) {
+        if let Source::Fake(fake) = &*self.0 {
+            fake.0.lock().wakers.push(Box::new(wake));
+        }
+    }
+}
+
+/// A thread that waits for a due time looks at the wall clock this often. It bounds how late a job can start after the wall
+/// clock was set forward; a queue without due times sleeps without end.
+const RECHECK: Duration = Duration::from_secs(60);
+
+fn steady(anchor: &mut Anchor, wall_ms: i64, at: Instant) -> Timestamp {
+    // A backward step, or two threads that read the clocks in a different order than they got the lock.
+    let elapsed = at.saturating_duration_since(anchor.at);
+    let now = Timestamp::from_millis(wall_ms).max(anchor.now);
+    let steady = anchor.now.after(elapsed);
+    // Half a second of difference is drift or rounding, not a step: follow the wall.
+    let now = if now == anchor.now
+        && steady.since(Timestamp::from_millis(wall_ms)) > Duration::from_millis(500)
+    {
+        steady
+    } else {
+        now
+    };
+    if now > anchor.now {
+        *anchor = Anchor {
+            now,
+            at: at.max(anchor.at),
+        };
+    }
+    now
+}
+
+/// A clock that stands still until a test moves it.
+///
+/// Like the real one as the queue sees it, it never shows an earlier time than before: [`FakeClock::step_back`] moves the
+/// wall behind it, and the queue goes on steadily.
+#[derive(Clone)]
+pub struct FakeClock(Arc<Mutex<Fake>>);
+
+struct Fake {
+    wall_ms: i64,
+    now: Timestamp,
+    wakers: Vec<Box<dyn Fn() -> bool + Send>>,
+}
+
+impl FakeClock {
+    /// A clock that shows `start`.
+    #[must_use]
+    pub fn new(start: Timestamp) -> FakeClock {
+        FakeClock(Arc::new(Mutex::new(Fake {
+            wall_ms: start.0,
+            now: start,
+            wakers: Vec::new(),
+        })))
+    }
+
+    /// What the queue sees.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.0.lock().now
+    }
+
+    /// Time passes.
+    pub fn advance(&self, by: Duration) {
+        let mut fake = self.0.lock();
+        let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        fake.wall_ms = fake.wall_ms.saturating_add(ms);
+        fake.now = Timestamp::from_millis(fake.wall_ms).max(fake.now.after(by));
+        wake(fake);
+    }
+
+    /// Somebody sets the wall clock back; no time passes.
+    pub fn step_back(&self, by: Duration) {
+        let mut fake = self.0.lock();
+        fake.wall_ms = fake
+            .wall_ms
+            .saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX));
+        wake(fake);
+    }
+}
+
+/// Wakes every sleeper, and forgets those whose queue is gone. The lock is let go first: a sleeper asks for the time.
+fn wake(mut fake: crate::sync::MutexGuard<'_, Fake>) {
+    let wakers = std::mem::take(&mut fake.wakers);
+    let kept: Vec<_> = crate::sync::MutexGuard::unlocked(&mut fake, || {
+        wakers.into_iter().filter(|wake| wake()).collect()
+    });
+    fake.wakers.extend(kept);
+}
+
+impl fmt::Debug for FakeClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FakeClock({})", self.now())
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({})", self.now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_prints_as_rfc_3339() {
+        let cases = [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400_123, "2000-02-29T00:00:00.123Z"),
+            (1_795_435_522_007, "2026-11-23T12:05:22.007Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (i64::MAX, "9999-12-31T23:59:59.999Z"),
+        ];
+        for (ms, text) in cases {
+            assert_eq!(Timestamp::from_millis(ms).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_wall_clock_is_followed_forward_and_never_back() {
+        let start = monotonic();
+        let mut anchor = Anchor {
+            now: Timestamp(1_000_000),
+            at: start,
+        };
+        let s = Duration::from_secs(1);
+        assert_eq!(
+            steady(&mut anchor, 1_001_000, start + s),
+            Timestamp(1_001_000)
+        );
+        // A step forward by a year is taken at once.
+        assert_eq!(
+            steady(&mut anchor, 32_000_000_000, start + 2 * s),
+            Timestamp(32_000_000_000)
+        );
+        // A step back to 1970: time goes on at its pace.
+        assert_eq!(
+            steady(&mut anchor, 5, start + 3 * s),
+            Timestamp(32_000_001_000)
+        );
+        assert_eq!(
+            steady(&mut anchor, 1005, start + 4 * s),
+            Timestamp(32_000_002_000)
+        );
+        // The wall has caught up.
+        assert_eq!(
+            steady(&mut anchor, 32_000_003_500, start + 5 * s),
+            Timestamp(32_000_003_500)
+        );
+    }
+
+    #[test]
+    fn a_fake_clock_wakes_its_sleepers() {
+        let fake = FakeClock::new(Timestamp(0));
+        let (tx, rx) = crate::sync::unbounded();
+        Clock::fake(fake.clone()).on_step(move || tx.send(()).is_ok());
+        fake.advance(Duration::from_millis(7));
+        assert_eq!((rx.try_recv().is_ok(), fake.now()), (true, Timestamp(7)));
+        fake.step_back(Duration::from_millis(5));
+        assert_eq!(fake.now(), Timestamp(7));
+        fake.advance(Duration::from_millis(1));
+        assert_eq!(fake.now(), Timestamp(8));
+    }
+}
