@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{JobStatus, NewJob, PhaseName};
+use crate::job::{JobStatus, PhaseName};
+use crate::new_job::NewJob;
 
 /// Phases that one job can have: the store keeps a phase under `job id * 256 + index`, so that it is found without an index.
 pub(crate) const PHASES_MAX: usize = 256;

@@ -1,4 +1,4 @@
-//! What a job is, seen from outside: ids, statuses, a new job, a stored job with its phases and errors. L0.
+//! What a job is, seen from outside: ids, statuses, a stored job with its phases and errors. L0.
 //!
 //! The strings of the statuses live here alone. Every record serialises to the JSON that the tools print; times in it are
 //! integer milliseconds UTC.
@@ -6,7 +6,6 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -174,133 +173,6 @@ impl fmt::Display for PhaseStatus {
     }
 }
 
-/// For how long a `unique_key` stands for the job that was enqueued with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum While {
-    /// As long as that job is pending.
-    Queued,
-    /// As long as that job is not over.
-    Live,
-    /// For this long after it was enqueued, whatever becomes of the job, even when it has been deleted.
-    For(Duration),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct UniqueKey {
-    pub(crate) key: String,
-    pub(crate) hold: While,
-}
-
-/// When a new job may start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RunAt {
-    Now,
-    After(Duration),
-    At(Timestamp),
-}
-
-/// A job to be enqueued: a job type, an input, and how it is to be treated.
-///
-/// ```
-/// use stepwell::{NewJob, While};
-/// use std::time::Duration;
-///
-/// let job = NewJob::new("import", &serde_json::json!({"url": "http://example.com/a"}))?
-///     .priority(5)
-///     .delay(Duration::from_secs(60))
-///     .unique_key("http://example.com/a", While::Live);
-/// # Ok::<(), stepwell::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-pub struct NewJob {
-    pub(crate) job_type: Arc<str>,
-    pub(crate) input: String,
-    pub(crate) phases: Option<Vec<PhaseName>>,
-    pub(crate) priority: i32,
-    pub(crate) run_at: RunAt,
-    pub(crate) deadline: Option<Duration>,
-    pub(crate) unique: Option<UniqueKey>,
-}
-
-impl NewJob {
-    /// A job of `job_type` with `input`, to be run as soon as possible.
-    ///
-    /// # Errors
-    /// `InvalidJob` when the input cannot be written as JSON.
-    pub fn new(job_type: impl Into<Arc<str>>, input: &impl Serialize) -> Result<NewJob> {
-        let job_type = job_type.into();
-        let input = serde_json::to_string(input).map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidJob,
-                format!("job type {job_type:?}: the input cannot be written as JSON"),
-            )
-            .with_source(error)
-        })?;
-        Ok(NewJob {
-            job_type,
-            input,
-            phases: None,
-            priority: 0,
-            run_at: RunAt::Now,
-            deadline: None,
-            unique: None,
-        })
-    }
-
-    /// Jobs of a higher priority start first. Defaults to `0`; any number is allowed, but each distinct one in use costs
-    /// a little at every claim: use a handful.
-    #[must_use]
-    pub fn priority(mut self, priority: i32) -> NewJob {
-        self.priority = priority;
-        self
-    }
-
-    /// Not before this long from now. Defaults to `Duration::ZERO`, at once.
-    #[must_use]
-    pub fn delay(mut self, delay: Duration) -> NewJob {
-        self.run_at = if delay.is_zero() {
-            RunAt::Now
-        } else {
-            RunAt::After(delay)
-        };
-        self
-    }
-
-    /// Not before this time. Defaults to at once, and so does a time in the past.
-    #[must_use]
-    pub fn run_at(mut self, at: Timestamp) -> NewJob {
-        self.run_at = RunAt::At(at);
-        self
-    }
-
-    /// Fails the job when it is not over this long after it may first start. Defaults to the job type's deadline.
-    #[must_use]
-    pub fn deadline(mut self, deadline: Duration) -> NewJob {
-        self.deadline = Some(deadline);
-        self
-    }
-
-    /// Enqueues nothing, and answers with the id of the job that is there, while `hold` says so for a job of the same type
-    /// with the same key (1 to 512 bytes). Defaults to no key.
-    #[must_use]
-    pub fn unique_key(mut self, key: impl Into<String>, hold: While) -> NewJob {
-        self.unique = Some(UniqueKey {
-            key: key.into(),
-            hold,
-        });
-        self
-    }
-
-    /// The phases of this job, for a planned type that the enqueueing process has not registered. Defaults to what the
-    /// registered type says; a job that no one could plan is planned when it is claimed.
-    #[must_use]
-    pub fn phases(mut self, phases: impl IntoIterator<Item = PhaseName>) -> NewJob {
-        self.phases = Some(phases.into_iter().collect());
-        self
-    }
-}
-
 /// A phase by its name and version: by these it is matched, never by its position.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PhaseName {
@@ -319,15 +191,6 @@ impl PhaseName {
             version: 1,
         }
     }
-}
-
-/// What enqueueing answers: the id, and whether this call stored the job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Enqueued {
-    /// The job's id.
-    pub id: JobId,
-    /// False when a job with the same unique key was there: `id` is that one's.
-    pub is_new: bool,
 }
 
 /// What cancelling answers.

@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::event::{Change, LoggedChange, Plan, Seq};
-use crate::job::{Enqueued, ErrorCause, Interruption, Job, JobError, JobId, JobStatus, JobSummary};
+use crate::job::{ErrorCause, Interruption, Job, JobError, JobId, JobStatus, JobSummary};
+use crate::new_job::Enqueued;
 use crate::time::Timestamp;
 use crate::transition::JobRow;
 

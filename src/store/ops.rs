@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::config::Retention;
 use crate::event::Plan;
-use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, NewJob, RetryFrom};
+use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, RetryFrom};
+use crate::new_job::NewJob;
 use crate::store::{Details, Filter};
 use crate::time::Timestamp;
 use crate::transition::{Input, JobRow};

@@ -14,10 +14,8 @@ use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Change, Plan};
-use crate::job::{
-    CancelOutcome, Enqueued, ErrorCause, InterruptionReason, JobId, JobStatus, RunAt, UniqueKey,
-    While,
-};
+use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
+use crate::new_job::{Enqueued, RunAt, UniqueKey, While};
 use crate::store::ops::{
     Bulk, BulkAction, ClaimRequest, Claimable, Claimed, Claims, Fault, Op, PlannedJob, Recover,
     Release, Settle,
