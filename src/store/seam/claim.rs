@@ -1,0 +1,167 @@
+//! Claims: which due jobs start now, and with which phases. L2.
+
+use crate::error::Result;
+use crate::event::Plan;
+use crate::job::JobStatus;
+use crate::store::ops::{Claimable, Claimed, Fault};
+use crate::store::seam::history::{failed_data, fault_row};
+use crate::store::seam::{Commit, Extra};
+use crate::transition::{self, Input, JobRow};
+
+impl Commit<'_> {
+    pub(super) fn claim(&mut self) -> Result<()> {
+        let request = self.request;
+        let mut due: Vec<(JobRow, &Claimable)> = Vec::new();
+        let mut rows = Vec::new();
+        for claimable in &request.types {
+            let mut limit = self.room;
+            if let Some(max) = claimable.concurrency {
+                let running = self.rows.running(claimable.type_id)?;
+                limit = limit.min(max.saturating_sub(running) as usize);
+            }
+            // A few more than there is room for: those that must not be claimed now, and one to know whether there are more.
+            rows.clear();
+            self.rows.due(
+                claimable.type_id,
+                self.now,
+                limit + 1 + request.exclude.len(),
+                &mut rows,
+            )?;
+            rows.retain(|row| !request.exclude.contains(&row.id));
+            if rows.len() > limit {
+                self.claims.more = true;
+                rows.truncate(limit);
+            }
+            due.extend(rows.iter().map(|row| (*row, claimable)));
+        }
+        if request.types.len() > 1 {
+            due.sort_by_key(|(row, _)| (std::cmp::Reverse(row.priority), row.run_at, row.id));
+        }
+        let mut bytes = 0;
+        for (row, claimable) in due {
+            if self.room == 0 || bytes > request.bytes_max {
+                self.claims.more = true;
+                break;
+            }
+            bytes += self.claim_one(&row, claimable)?;
+        }
+        if !self.claims.more {
+            for claimable in &request.types {
+                let next = self.rows.next_due(claimable.type_id, self.now)?;
+                self.claims.next_due = [self.claims.next_due, next].into_iter().flatten().min();
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims a due job, and answers how many bytes of input that loaded.
+    fn claim_one(&mut self, row: &JobRow, claimable: &Claimable) -> Result<usize> {
+        let mut before = *row;
+        let plan = match &claimable.plan {
+            Some((plan_id, plan)) => {
+                if before.plan_id != *plan_id {
+                    before = self.replan(&before, plan)?;
+                }
+                plan.clone()
+            }
+            None if before.plan_id == 0 => {
+                let input = self.rows.details(&before)?.input;
+                let bytes = input.len();
+                self.claims
+                    .unplanned
+                    .push((before.id, claimable.job_type.clone(), input));
+                return Ok(bytes);
+            }
+            None => self.rows.plan(before.plan_id)?,
+        };
+        if before.phase_index >= before.phase_count {
+            // Only a new plan can leave a job without a phase to run. Its last phase runs again.
+            before = self.forget_results(&before, before.phase_count.saturating_sub(1))?;
+        }
+        let Ok(transition) = transition::decide(&before, &Input::Claim, self.now) else {
+            return Ok(0);
+        };
+        let mut extra = Extra::default();
+        if let Some(cause) = transition.cause {
+            let message = "the deadline passed before the job was over".to_owned();
+            let phase = plan
+                .get(before.phase_index as usize)
+                .map(|phase| phase.name.clone());
+            let error = fault_row(
+                &Fault {
+                    cause,
+                    message,
+                    backtrace: None,
+                },
+                phase,
+                before.attempt,
+                self.now,
+            );
+            extra.data = failed_data(&transition, Some(&error));
+            extra.error = Some(error);
+        }
+        let Some(after) = self.write(&before, &transition, extra)? else {
+            return Ok(0);
+        };
+        if after.status != JobStatus::Running {
+            self.claims.ended.push((after.id, after.status));
+            return Ok(0);
+        }
+        let details = self.rows.details(&after)?;
+        let bytes = details.input.len();
+        self.claims.claimed.push(Claimed {
+            row: after,
+            job_type: claimable.job_type.clone(),
+            plan,
+            details,
+        });
+        self.room -= 1;
+        Ok(bytes)
+    }
+
+    /// Gives a pending job the phases of `plan`. Results are kept for the longest beginning of the new plan whose every phase,
+    /// by name and version, has one; that phase and all after it run again.
+    pub(super) fn replan(&mut self, before: &JobRow, plan: &Plan) -> Result<JobRow> {
+        let plan_id = self.rows.plan_id(plan)?;
+        let mut kept = Vec::new();
+        if before.plan_id != 0 && before.phase_index > 0 {
+            let old = self.rows.plan(before.plan_id)?;
+            let results = self.rows.results(before.id)?;
+            for phase in plan.iter() {
+                let found = results
+                    .iter()
+                    .find(|(index, _)| old.get(*index as usize) == Some(phase));
+                match found {
+                    Some((_, done)) => kept.push(done.clone()),
+                    None => break,
+                }
+            }
+            self.rows.clear_results(before.id, 0)?;
+            for (index, done) in (0..).zip(&kept) {
+                self.rows.put_result(before.id, index, done)?;
+            }
+        }
+        let after = JobRow {
+            plan_id,
+            phase_count: u32::try_from(plan.len()).expect("a plan has 256 phases at most"),
+            phase_index: u32::try_from(kept.len()).expect("no more than phases"),
+            phase_attempt: 0,
+            ..*before
+        };
+        self.writes += 1;
+        self.rows.update_job(before, &after)?;
+        Ok(after)
+    }
+
+    fn forget_results(&mut self, before: &JobRow, from_index: u32) -> Result<JobRow> {
+        let after = JobRow {
+            phase_index: from_index,
+            phase_attempt: 0,
+            ..*before
+        };
+        self.writes += 1;
+        self.rows.clear_results(before.id, from_index)?;
+        self.rows.update_job(before, &after)?;
+        Ok(after)
+    }
+}

@@ -1,0 +1,80 @@
+//! What the log and the error history say of a change, as text. L2, pure.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::event::Change;
+use crate::job::{ErrorCause, InterruptionReason};
+use crate::store::ErrorRow;
+use crate::store::ops::Fault;
+use crate::time::Timestamp;
+use crate::transition::{JobRow, Transition};
+
+pub(super) fn fault_row(
+    fault: &Fault,
+    phase: Option<Arc<str>>,
+    attempt: u32,
+    at: Timestamp,
+) -> ErrorRow {
+    let Fault {
+        cause,
+        message,
+        backtrace,
+    } = fault;
+    ErrorRow {
+        phase,
+        attempt,
+        at,
+        since: None,
+        cause: *cause,
+        message: message.clone(),
+        backtrace: backtrace.clone(),
+    }
+}
+
+pub(super) fn interrupted_row(
+    reason: InterruptionReason,
+    phase: Option<Arc<str>>,
+    before: &JobRow,
+    since: Option<Timestamp>,
+    at: Timestamp,
+) -> ErrorRow {
+    let message = reason.as_str().to_owned();
+    let cause = ErrorCause::Interrupted;
+    ErrorRow {
+        phase,
+        attempt: before.attempt,
+        at,
+        since,
+        cause,
+        message,
+        backtrace: None,
+    }
+}
+
+pub(super) fn failed_data(transition: &Transition, error: Option<&ErrorRow>) -> Option<String> {
+    let (kind, message) = error.map_or((ErrorCause::Error, ""), |error| {
+        (error.cause, error.message.as_str())
+    });
+    let data = match transition.change {
+        Change::FailedAndRetrying => {
+            json!({"kind": kind, "message": message, "reason": "failed", "run_at": transition.after.run_at})
+        }
+        _ => json!({"kind": kind, "message": message}),
+    };
+    Some(data.to_string())
+}
+
+pub(super) fn interrupted_data(
+    reason: InterruptionReason,
+    entered: bool,
+    charged: bool,
+    since: Option<Timestamp>,
+) -> Option<String> {
+    let mut data = json!({"reason": reason, "entered": entered, "charged": charged});
+    if let Some(since) = since {
+        data["since"] = json!(since);
+    }
+    Some(data.to_string())
+}

@@ -1,0 +1,325 @@
+//! The seam: the one place where a job changes. L2, written once for every backend.
+//!
+//! Each operation loads a row, asks [`transition::decide`] what becomes of it, and writes the row (guarded by status and
+//! epoch), results, errors and the log together. Nothing else writes those tables, so a change without its event, or an event
+//! without its change, cannot be expressed.
+//!
+//! An operation that is refused (no such job, wrong status, a damaged row) has written nothing and leaves its neighbours in the
+//! same transaction alone. An operation that fails *after* it has written makes the whole transaction fail; the caller rolls
+//! back and runs the operations one by one.
+//!
+//! Here: the order of a commit, and how one transition is written. Each kind of operation has a file of its own.
+
+mod claim;
+mod enqueue;
+mod history;
+mod recover;
+mod request;
+mod settle;
+
+pub(crate) use enqueue::holds;
+
+use serde_json::json;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Change;
+use crate::job::JobId;
+use crate::store::ops::{ClaimRequest, Claims, Op};
+use crate::store::{Done, ErrorRow, EventRow, Head, PhaseDone, Rows};
+use crate::time::Timestamp;
+use crate::transition::{self, Flags, Input, JobRow, Phases, Transition};
+
+/// Jobs that one bulk operation may touch: they share one transaction, and so the memory that its log takes.
+pub(crate) const BULK_MAX: usize = 1_000_000;
+
+/// What one commit did.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    /// One for each operation, in order.
+    pub(crate) answers: Vec<Result<Done>>,
+    pub(crate) claims: Claims,
+    pub(crate) head: Head,
+    /// The last row that was appended to the log, to recognise the commit by; 0 if there was none.
+    pub(crate) last_row_seq: i64,
+}
+
+/// Does `ops`, then claims, all in the open transaction of `rows`.
+pub(crate) fn run(
+    rows: &mut dyn Rows,
+    ops: &[Op],
+    request: &ClaimRequest,
+    now: Timestamp,
+    tag: i64,
+) -> Result<Committed> {
+    let head = rows.head()?;
+    let room = request.room;
+    let mut commit = Commit {
+        rows,
+        now,
+        head,
+        request,
+        room,
+        pending: None,
+        writes: 0,
+        claims: Claims::default(),
+    };
+    let mut answers = Vec::with_capacity(ops.len());
+    for op in ops {
+        let writes = commit.writes;
+        let answer = commit.apply(op);
+        if let Err(error) = &answer
+            && (commit.writes != writes || is_fatal(error))
+        {
+            return Err(error.duplicate());
+        }
+        answers.push(answer);
+    }
+    if request.from_backlog && commit.room > 0 {
+        commit.claim()?;
+    }
+    let last_row_seq = commit.flush_last(tag)?;
+    let Commit { head, claims, .. } = commit;
+    Ok(Committed {
+        answers,
+        claims,
+        head,
+        last_row_seq,
+    })
+}
+
+/// Whether an error is about the store and not about the operation.
+fn is_fatal(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Storage | ErrorKind::StorageFull | ErrorKind::OutcomeUnknown
+    )
+}
+
+struct Commit<'a> {
+    rows: &'a mut dyn Rows,
+    now: Timestamp,
+    head: Head,
+    request: &'a ClaimRequest,
+    /// Claims that are still allowed.
+    room: usize,
+    /// The newest row of the log, not written yet: the last one carries the head, and a run of created jobs grows in it.
+    pending: Option<EventRow>,
+    /// Grows with everything that is written.
+    writes: u64,
+    claims: Claims,
+}
+
+/// What a transition brings along.
+#[derive(Default)]
+struct Extra<'a> {
+    data: Option<String>,
+    started_at: Option<Timestamp>,
+    result: Option<&'a str>,
+    error: Option<ErrorRow>,
+}
+
+impl Commit<'_> {
+    fn apply(&mut self, op: &Op) -> Result<Done> {
+        match op {
+            Op::Enqueue(jobs) => jobs
+                .iter()
+                .map(|job| self.enqueue(job))
+                .collect::<Result<_>>()
+                .map(Done::Enqueued),
+            Op::Settle(settle) => self.settle(settle).map(Done::Settled),
+            Op::Cancel(id) => self.cancel(*id).map(Done::Cancelled),
+            Op::Retry(id, from) => {
+                let row = self.change(
+                    *id,
+                    &Input::Retry(*from),
+                    "only failed and cancelled jobs can be retried",
+                )?;
+                Ok(Done::Changed(vec![row]))
+            }
+            Op::Delete(id) => {
+                let row = self.change(
+                    *id,
+                    &Input::Delete,
+                    "only jobs that are over can be deleted: cancel it first",
+                )?;
+                Ok(Done::Changed(vec![row]))
+            }
+            Op::Bulk(bulk) => self.bulk(bulk).map(Done::Changed),
+            Op::Save {
+                id,
+                epoch,
+                phase_index,
+                json,
+            } => self.save(*id, *epoch, *phase_index, json),
+            Op::SetPaused { job_type, paused } => self.set_paused(job_type.as_ref(), *paused),
+            Op::Register(types) => self.register(types),
+            Op::SetPlan { id, plan } => self.set_plan(*id, plan),
+            Op::Recover(recover) => self.recover(recover),
+            Op::Prune(prune) => {
+                let pruned = super::prune::run(self, prune)?;
+                Ok(Done::Pruned(pruned))
+            }
+        }
+    }
+
+    // ---- the log ----
+
+    /// Appends the change of a job, and answers its number.
+    fn log(
+        &mut self,
+        row: &JobRow,
+        change: Change,
+        span: i64,
+        about: (u32, u32),
+        data: Option<String>,
+    ) -> Result<i64> {
+        let seq = self.head.seq + 1;
+        self.head.seq += span;
+        self.writes += 1;
+        if let Some(run) = &mut self.pending {
+            let follows = run.change == Change::Created
+                && change == Change::Created
+                && run.job_id.as_i64() + run.span == row.id.as_i64()
+                && (run.type_id, run.plan_id) == (row.type_id, row.plan_id)
+                && run.data == data;
+            if follows {
+                run.span += 1;
+                return Ok(seq);
+            }
+        }
+        let (phase_index, attempt) = about;
+        let next = EventRow {
+            seq,
+            span,
+            prev_seq: row.last_seq,
+            job_id: row.id,
+            type_id: row.type_id,
+            plan_id: row.plan_id,
+            change,
+            at: self.now,
+            phase_index,
+            attempt,
+            data,
+        };
+        if let Some(written) = self.pending.replace(next) {
+            self.rows.append(&written, None)?;
+        }
+        Ok(seq)
+    }
+
+    fn flush_last(&mut self, tag: i64) -> Result<i64> {
+        let Some(last) = self.pending.take() else {
+            return Ok(0);
+        };
+        self.head.tag = tag;
+        self.rows.append(&last, Some(&self.head))?;
+        Ok(last.seq)
+    }
+
+    /// Writes a transition of a stored job; nothing when the stored row is another by now.
+    fn write(
+        &mut self,
+        before: &JobRow,
+        transition: &Transition,
+        extra: Extra<'_>,
+    ) -> Result<Option<JobRow>> {
+        let Transition {
+            mut after,
+            change,
+            phases,
+            ..
+        } = *transition;
+        if extra.error.is_some() {
+            after.flags = after.flags.with(Flags::ERRORS);
+        }
+        after.last_seq = self.head.seq + 1;
+        if phases == Phases::Delete {
+            self.rows.delete_job(before)?;
+        } else if !self.rows.update_job(before, &after)? {
+            return Ok(None);
+        }
+        self.writes += 1;
+        match phases {
+            Phases::Keep | Phases::Delete => {}
+            Phases::Complete => {
+                let done = PhaseDone {
+                    attempt: before.attempt,
+                    started_at: extra.started_at.unwrap_or(self.now),
+                    finished_at: self.now,
+                    result: extra.result.unwrap_or("null").to_owned(),
+                };
+                self.rows.put_result(before.id, before.phase_index, &done)?;
+                if before.flags.has(Flags::SAVED) {
+                    self.rows
+                        .put_checkpoint(before.id, before.phase_index, None)?;
+                }
+            }
+            Phases::ClearFrom(index) => self.rows.clear_results(before.id, index)?,
+        }
+        if let Some(error) = &extra.error {
+            self.rows.add_error(before.id, error)?;
+        }
+        self.head.counts[before.status as usize] -= 1;
+        if phases != Phases::Delete {
+            self.head.counts[after.status as usize] += 1;
+        }
+        // A change is told with the attempt it happened in, also when that attempt is not charged.
+        let attempt = before.attempt.max(after.attempt);
+        let attempt = if change == Change::Retried {
+            0
+        } else {
+            attempt
+        };
+        let row = JobRow {
+            last_seq: before.last_seq,
+            ..after
+        };
+        self.log(
+            &row,
+            change,
+            change.span(),
+            (before.phase_index, attempt),
+            extra.data,
+        )?;
+        Ok(Some(after))
+    }
+
+    fn load(&mut self, id: JobId) -> Result<JobRow> {
+        self.rows.job(id)?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("job {id}: there is no such job"),
+            )
+        })
+    }
+}
+
+/// Deletes a job that is over, for retention. The other half of it is in `prune.rs`.
+impl super::prune::Delete for Commit<'_> {
+    fn delete(&mut self, id: JobId) -> Result<bool> {
+        let Some(before) = self.rows.job(id)? else {
+            return Ok(false);
+        };
+        let Ok(transition) = transition::decide(&before, &Input::Delete, self.now) else {
+            return Ok(false);
+        };
+        let data = Some(json!({"deletedJobId": id, "reason": "retention"}).to_string());
+        self.write(
+            &before,
+            &transition,
+            Extra {
+                data,
+                ..Extra::default()
+            },
+        )
+        .map(|row| row.is_some())
+    }
+
+    fn rows(&mut self) -> (&mut dyn Rows, Head, Timestamp) {
+        (self.rows, self.head, self.now)
+    }
+
+    fn written(&mut self) {
+        self.writes += 1;
+    }
+}

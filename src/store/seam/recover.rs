@@ -1,0 +1,84 @@
+//! After a crash: what becomes of the jobs that were under way. L2.
+
+use serde_json::json;
+
+use crate::error::Result;
+use crate::job::{ErrorCause, JobStatus};
+use crate::store::Done;
+use crate::store::ops::{Fault, Recover};
+use crate::store::seam::history::{fault_row, interrupted_data, interrupted_row};
+use crate::store::seam::{Commit, Extra};
+use crate::transition::{self, Input, JobRow};
+
+impl Commit<'_> {
+    pub(super) fn recover(&mut self, recover: &Recover) -> Result<Done> {
+        let (mut interrupted, mut failed) = (0, 0);
+        for id in self.rows.ids(JobStatus::Running, None, usize::MAX)? {
+            let before = self.load(id)?;
+            let inside = recover.inside.iter().find(|(job, epoch, phase_index, _)| {
+                (*job, *epoch, *phase_index) == (id, before.epoch, before.phase_index)
+            });
+            let entered = recover.all_entered || inside.is_some();
+            let since = inside.map(|(.., since)| *since).or(before.phase_started_at);
+            let max_crashes = self.max_crashes_of(&before, recover)?;
+            let input = Input::Interrupted {
+                epoch: before.epoch,
+                reason: recover.reason,
+                entered,
+                max_crashes,
+            };
+            let Ok(transition) = transition::decide(&before, &input, self.now) else {
+                continue;
+            };
+            let phase = self.phase_name(&before)?;
+            let charged = transition.after.crash_count > before.crash_count;
+            let error = entered
+                .then(|| interrupted_row(recover.reason, phase.clone(), &before, since, self.now));
+            let mut data =
+                interrupted_data(recover.reason, entered, charged, since.filter(|_| entered));
+            if transition.cause.is_some() {
+                failed += 1;
+                let message = format!(
+                    "the process died inside this job {} times",
+                    transition.after.crash_count
+                );
+                let fault = Fault {
+                    cause: ErrorCause::CrashLimit,
+                    message,
+                    backtrace: None,
+                };
+                let limit = fault_row(&fault, phase, before.attempt, self.now);
+                data = Some(
+                    json!({"reason": recover.reason, "entered": entered, "charged": charged, "since": since,
+                        "kind": limit.cause, "message": limit.message})
+                    .to_string(),
+                );
+                self.rows.add_error(id, &limit)?;
+            } else {
+                interrupted += 1;
+            }
+            self.write(
+                &before,
+                &transition,
+                Extra {
+                    data,
+                    error,
+                    ..Extra::default()
+                },
+            )?;
+        }
+        Ok(Done::Recovered {
+            interrupted,
+            failed,
+        })
+    }
+
+    fn max_crashes_of(&mut self, row: &JobRow, recover: &Recover) -> Result<u32> {
+        for (name, max) in &recover.max_crashes {
+            if self.rows.job_type(name)?.id == row.type_id {
+                return Ok(*max);
+            }
+        }
+        Ok(recover.max_crashes_default)
+    }
+}
