@@ -1,4 +1,5 @@
-//! The writing side: one transaction, and single rows within it. L2. The only file that writes jobs and events.
+//! The writing side: one transaction, and single rows within it. L2. The only file that writes jobs and events
+//! (`prune` deletes the old end of the log).
 //!
 //! Every statement reaches its row by an integer key, and is prepared once in the life of a connection. An `UPDATE` of a job
 //! names the columns of the index only when one of them changes: else SQLite would take the row out of the index and put it
@@ -13,7 +14,8 @@ use crate::event::{Plan, Seq};
 use crate::job::{JobId, JobStatus};
 use crate::store::sqlite::errors::{self, Context};
 use crate::store::sqlite::names::Names;
-use crate::store::sqlite::rows::{self, job_columns, phase_key, read};
+use crate::store::sqlite::rows::{self, job_columns, limit, number, phase_key, read};
+use crate::store::sqlite::{due, prune};
 use crate::store::{Details, ErrorRow, EventRow, Failure, Head, Holder, PhaseDone, Rows, TypeRow};
 use crate::time::Timestamp;
 use crate::transition::{Flags, JobRow};
@@ -61,20 +63,6 @@ const INSERT_PLAN: &str = "INSERT INTO plan (phases) VALUES (?1)";
 pub(super) const SELECT_PAUSED: &str =
     "SELECT count(*) FROM meta WHERE key = 'paused' AND value = '1'";
 const PUT_PAUSED: &str = "INSERT OR REPLACE INTO meta (key, value) VALUES ('paused', ?1)";
-// `status <= 1` says again what `status = 0` says: SQLite wants to see the condition of a partial index to use it.
-const SELECT_PRIORITY: &str = "SELECT priority FROM job
-    WHERE status = 0 AND status <= 1 AND type_id = ?1 AND priority < ?2
-    ORDER BY priority DESC LIMIT 1";
-const SELECT_DUE: &str = concat!(
-    "SELECT ",
-    job_columns!(),
-    " FROM job
-    WHERE status = 0 AND status <= 1 AND type_id = ?1 AND priority = ?2 AND run_at_ms <= ?3
-    ORDER BY run_at_ms, id LIMIT ?4"
-);
-const SELECT_NEXT_DUE: &str = "SELECT run_at_ms FROM job
-    WHERE status = 0 AND status <= 1 AND type_id = ?1 AND priority = ?2 AND run_at_ms > ?3
-    ORDER BY run_at_ms LIMIT 1";
 pub(super) const COUNT_RUNNING: &str =
     "SELECT count(*) FROM job WHERE status = 1 AND status <= 1 AND type_id = ?1";
 const SELECT_LIVE_IDS: &str = "SELECT id FROM job
@@ -89,11 +77,6 @@ const SELECT_HOLDER: &str =
 const PUT_HOLDER: &str =
     "INSERT OR REPLACE INTO unique_key (type_id, key, job_id, hold, expires_ms)
     VALUES (?1, ?2, ?3, ?4, ?5)";
-const SELECT_HOLDERS: &str = "SELECT type_id, key, job_id, hold, expires_ms FROM unique_key
-    WHERE (type_id, key) > (?1, ?2) ORDER BY type_id, key LIMIT ?3";
-const DELETE_HOLDER: &str = "DELETE FROM unique_key WHERE type_id = ?1 AND key = ?2";
-const SELECT_OLD_EVENTS: &str = "SELECT seq, span, at_ms FROM event ORDER BY seq LIMIT ?1";
-const DELETE_OLD_EVENTS: &str = "DELETE FROM event WHERE seq <= ?1";
 
 /// Runs `work` between BEGIN IMMEDIATE and COMMIT.
 pub(super) fn transact(
@@ -127,20 +110,15 @@ fn execute(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<usize>
 }
 
 /// One open transaction.
-struct Tx<'c> {
-    conn: &'c Connection,
+pub(super) struct Tx<'c> {
+    pub(super) conn: &'c Connection,
     names: &'c mut Names,
-    holders_seen: &'c mut (i64, String),
+    pub(super) holders_seen: &'c mut (i64, String),
 }
 
 impl Tx<'_> {
-    fn write(&self, sql: &str, params: &[&dyn ToSql]) -> Result<usize> {
+    pub(super) fn write(&self, sql: &str, params: &[&dyn ToSql]) -> Result<usize> {
         execute(self.conn, sql, params)
-    }
-
-    fn number(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Option<i64>> {
-        let mut statement = read(self.conn.prepare_cached(sql))?;
-        read(statement.query_row(params, |row| row.get(0)).optional())
     }
 
     fn ids(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<JobId>> {
@@ -160,15 +138,6 @@ impl Tx<'_> {
         });
         read(row.optional())
     }
-
-    /// The priorities of a type's pending jobs, highest first.
-    fn next_priority(&self, type_id: i64, below: i64) -> Result<Option<i64>> {
-        self.number(SELECT_PRIORITY, params![type_id, below])
-    }
-}
-
-fn limit(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn ms(time: Option<Timestamp>) -> Option<i64> {
@@ -244,7 +213,7 @@ impl Rows for Tx<'_> {
         let phases = serde_json::to_string(plan).map_err(|error| {
             Error::new(ErrorKind::InvalidJob, "a plan cannot be written").with_source(error)
         })?;
-        let id = match self.number(SELECT_PLAN_ID, params![phases])? {
+        let id = match number(self.conn, SELECT_PLAN_ID, params![phases])? {
             Some(id) => id,
             None => {
                 self.write(INSERT_PLAN, params![phases])?;
@@ -260,7 +229,7 @@ impl Rows for Tx<'_> {
     }
 
     fn is_paused(&mut self) -> Result<bool> {
-        Ok(self.number(SELECT_PAUSED, params![])? == Some(1))
+        Ok(number(self.conn, SELECT_PAUSED, params![])? == Some(1))
     }
 
     fn set_paused(&mut self, paused: bool) -> Result<()> {
@@ -454,34 +423,15 @@ impl Rows for Tx<'_> {
         most: usize,
         out: &mut Vec<JobRow>,
     ) -> Result<()> {
-        let mut below = i64::from(i32::MAX) + 1;
-        while out.len() < most
-            && let Some(priority) = self.next_priority(type_id, below)?
-        {
-            let mut statement = read(self.conn.prepare_cached(SELECT_DUE))?;
-            let left = limit(most - out.len());
-            let mut rows =
-                read(statement.query(params![type_id, priority, now.as_millis(), left]))?;
-            while let Some(row) = read(rows.next())? {
-                out.push(rows::job(row)?);
-            }
-            below = priority;
-        }
-        Ok(())
+        due::first(self.conn, type_id, now, most, out)
     }
 
     fn next_due(&mut self, type_id: i64, now: Timestamp) -> Result<Option<Timestamp>> {
-        let (mut below, mut earliest) = (i64::from(i32::MAX) + 1, None);
-        while let Some(priority) = self.next_priority(type_id, below)? {
-            let next = self.number(SELECT_NEXT_DUE, params![type_id, priority, now.as_millis()])?;
-            earliest = [earliest, next].into_iter().flatten().min();
-            below = priority;
-        }
-        Ok(earliest.map(Timestamp::from_millis))
+        due::next(self.conn, type_id, now)
     }
 
     fn running(&mut self, type_id: i64) -> Result<u32> {
-        let count = self.number(COUNT_RUNNING, params![type_id])?;
+        let count = number(self.conn, COUNT_RUNNING, params![type_id])?;
         Ok(count
             .and_then(|count| u32::try_from(count).ok())
             .unwrap_or(u32::MAX))
@@ -537,38 +487,7 @@ impl Rows for Tx<'_> {
     }
 
     fn prune_holders(&mut self, now: Timestamp, most: usize) -> Result<()> {
-        let mut seen = Vec::new();
-        {
-            let mut statement = read(self.conn.prepare_cached(SELECT_HOLDERS))?;
-            let mut rows = read(statement.query(params![
-                self.holders_seen.0,
-                self.holders_seen.1,
-                limit(most)
-            ]))?;
-            while let Some(row) = read(rows.next())? {
-                let holder = Holder {
-                    job_id: JobId::from_i64(read(row.get(2))?),
-                    hold: read(row.get(3))?,
-                    expires: Timestamp::from_millis(read(row.get(4))?),
-                };
-                seen.push((
-                    read(row.get::<_, i64>(0))?,
-                    read(row.get::<_, String>(1))?,
-                    holder,
-                ));
-            }
-        }
-        let is_end = seen.len() < most;
-        for (type_id, key, holder) in seen {
-            if !crate::store::seam::holds(self, &holder, now)? {
-                self.write(DELETE_HOLDER, params![type_id, key])?;
-            }
-            *self.holders_seen = (type_id, key);
-        }
-        if is_end {
-            *self.holders_seen = (0, String::new());
-        }
-        Ok(())
+        prune::holders(self, now, most)
     }
 
     fn prune_events(
@@ -577,25 +496,6 @@ impl Rows for Tx<'_> {
         cutoff: Timestamp,
         most: usize,
     ) -> Result<(usize, Option<Timestamp>)> {
-        let mut old = Vec::new();
-        {
-            let mut statement = read(self.conn.prepare_cached(SELECT_OLD_EVENTS))?;
-            let mut rows = read(statement.query([limit(most.saturating_add(1))]))?;
-            while let Some(row) = read(rows.next())? {
-                let (seq, span, at): (i64, i64, i64) =
-                    (read(row.get(0))?, read(row.get(1))?, read(row.get(2))?);
-                old.push((seq, span, Timestamp::from_millis(at)));
-            }
-        }
-        // The last row that was read stays: it may be the newest, which has the head.
-        let last = old.len().saturating_sub(1);
-        let gone = old[..last]
-            .iter()
-            .take_while(|(seq, span, at)| seq + span <= keep_from || *at < cutoff)
-            .count();
-        if gone > 0 {
-            self.write(DELETE_OLD_EVENTS, params![old[gone - 1].0])?;
-        }
-        Ok((gone, old.get(gone).map(|(.., at)| *at)))
+        prune::events(self, keep_from, cutoff, most)
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::config::ERRORS_KEPT;
 use crate::error::Result;
 use crate::event::{LoggedChange, Seq};
-use crate::job::{Job, JobId, JobStatus, JobSummary};
+use crate::job::{Job, JobId, JobStatus};
 use crate::store::sqlite::commit::{COUNT_RUNNING, SELECT_PAUSED};
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, StoredError, event_columns, job_columns, phase_key, read};

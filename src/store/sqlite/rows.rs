@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use crate::error::Result;
 use crate::event::{Change, LoggedChange};
@@ -46,6 +46,17 @@ pub(super) fn phase_key(id: JobId, phase_index: u32) -> i64 {
 
 pub(super) fn read<T>(result: rusqlite::Result<T>) -> Result<T> {
     result.map_err(|error| errors::map(error, Context::Read))
+}
+
+/// The first column of the first row, if there is one.
+pub(super) fn number(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<Option<i64>> {
+    let mut statement = read(conn.prepare_cached(sql))?;
+    read(statement.query_row(params, |row| row.get(0)).optional())
+}
+
+/// A number of rows as SQLite counts them.
+pub(super) fn limit(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {

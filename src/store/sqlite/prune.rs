@@ -1,0 +1,86 @@
+//! Retention's own statements: old rows of the log, and unique keys that stand for nothing. L2.
+//!
+//! Jobs are not deleted here: that is a change of a job, made by the seam and written in `commit.rs`.
+
+use rusqlite::params;
+
+use crate::error::Result;
+use crate::event::Seq;
+use crate::job::JobId;
+use crate::store::Holder;
+use crate::store::seam;
+use crate::store::sqlite::commit::Tx;
+use crate::store::sqlite::rows::{limit, read};
+use crate::time::Timestamp;
+
+pub(super) const SELECT_HOLDERS: &str =
+    "SELECT type_id, key, job_id, hold, expires_ms FROM unique_key
+    WHERE (type_id, key) > (?1, ?2) ORDER BY type_id, key LIMIT ?3";
+pub(super) const DELETE_HOLDER: &str = "DELETE FROM unique_key WHERE type_id = ?1 AND key = ?2";
+pub(super) const SELECT_OLD_EVENTS: &str =
+    "SELECT seq, span, at_ms FROM event ORDER BY seq LIMIT ?1";
+pub(super) const DELETE_OLD_EVENTS: &str = "DELETE FROM event WHERE seq <= ?1";
+
+/// Looks at the next `most` unique keys, and drops those that stand for nothing any more.
+pub(super) fn holders(tx: &mut Tx<'_>, now: Timestamp, most: usize) -> Result<()> {
+    let seen = next_holders(tx, most)?;
+    let is_end = seen.len() < most;
+    for (type_id, key, holder) in seen {
+        if !seam::holds(tx, &holder, now)? {
+            tx.write(DELETE_HOLDER, params![type_id, key])?;
+        }
+        *tx.holders_seen = (type_id, key);
+    }
+    if is_end {
+        *tx.holders_seen = (0, String::new());
+    }
+    Ok(())
+}
+
+fn next_holders(tx: &Tx<'_>, most: usize) -> Result<Vec<(i64, String, Holder)>> {
+    let mut statement = read(tx.conn.prepare_cached(SELECT_HOLDERS))?;
+    let (type_id, key) = &*tx.holders_seen;
+    let mut rows = read(statement.query(params![type_id, key, limit(most)]))?;
+    let mut seen = Vec::new();
+    while let Some(row) = read(rows.next())? {
+        let holder = Holder {
+            job_id: JobId::from_i64(read(row.get(2))?),
+            hold: read(row.get(3))?,
+            expires: Timestamp::from_millis(read(row.get(4))?),
+        };
+        seen.push((read(row.get(0))?, read(row.get(1))?, holder));
+    }
+    Ok(seen)
+}
+
+/// Drops at most `most` rows from the old end of the log.
+pub(super) fn events(
+    tx: &mut Tx<'_>,
+    keep_from: Seq,
+    cutoff: Timestamp,
+    most: usize,
+) -> Result<(usize, Option<Timestamp>)> {
+    let old = oldest_events(tx, most.saturating_add(1))?;
+    // The last row that was read stays: it may be the newest, which has the head.
+    let last = old.len().saturating_sub(1);
+    let gone = old[..last]
+        .iter()
+        .take_while(|(seq, span, at)| seq + span <= keep_from || *at < cutoff)
+        .count();
+    if gone > 0 {
+        tx.write(DELETE_OLD_EVENTS, params![old[gone - 1].0])?;
+    }
+    Ok((gone, old.get(gone).map(|(.., at)| *at)))
+}
+
+/// The oldest rows of the log: number, span and time.
+fn oldest_events(tx: &Tx<'_>, most: usize) -> Result<Vec<(i64, i64, Timestamp)>> {
+    let mut statement = read(tx.conn.prepare_cached(SELECT_OLD_EVENTS))?;
+    let mut rows = read(statement.query([limit(most)]))?;
+    let mut old = Vec::new();
+    while let Some(row) = read(rows.next())? {
+        let at = Timestamp::from_millis(read(row.get(2))?);
+        old.push((read(row.get(0))?, read(row.get(1))?, at));
+    }
+    Ok(old)
+}
