@@ -214,6 +214,18 @@ pub enum RetryFrom {
     Start,
 }
 
+/// What is done to a whole set of jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BulkAction {
+    /// Cancel each.
+    Cancel,
+    /// Try each again.
+    Retry(RetryFrom),
+    /// Delete each.
+    Delete,
+}
+
 /// What a stored error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -10,10 +10,11 @@ use crate::transition::{self, Input, JobRow};
 
 impl Commit<'_> {
     pub(super) fn claim(&mut self) -> Result<()> {
+        self.claims.looked = true;
         let request = self.request;
         let mut due: Vec<(JobRow, &Claimable)> = Vec::new();
         let mut rows = Vec::new();
-        for claimable in &request.types {
+        for claimable in request.types.iter() {
             let mut limit = self.room;
             if let Some(max) = claimable.concurrency {
                 let running = self.rows.running(claimable.type_id)?;
@@ -46,7 +47,7 @@ impl Commit<'_> {
             bytes += self.claim_one(&row, claimable)?;
         }
         if !self.claims.more {
-            for claimable in &request.types {
+            for claimable in request.types.iter() {
                 let next = self.rows.next_due(claimable.type_id, self.now)?;
                 self.claims.next_due = [self.claims.next_due, next].into_iter().flatten().min();
             }
