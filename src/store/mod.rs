@@ -7,6 +7,7 @@
 //!
 //! Reading goes through [`Reader`], beside the writer and never inside its transaction.
 
+pub(crate) mod memory;
 pub(crate) mod ops;
 mod prune;
 pub(crate) mod seam;
@@ -203,6 +204,11 @@ pub(crate) trait Rows {
         limit: usize,
     ) -> Result<(usize, Option<Timestamp>)>;
 }
+
+/// Rows that one call of [`Reader::list`] looks at, so that no filter makes it slow.
+pub(crate) const SCAN_MAX: usize = 10_000;
+/// Due jobs that [`Reader::situation`] counts before a job.
+pub(crate) const AHEAD_MAX: usize = 10_000;
 
 /// Which jobs a list shows.
 #[derive(Clone, Debug, Default)]

@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::event::Plan;
-use crate::job::{JobError, JobStatus, JobSummary, PhaseRecord, PhaseStatus};
-use crate::store::PhaseDone;
+use crate::job::{
+    ErrorCause, Interruption, InterruptionReason, Job, JobError, JobStatus, JobSummary,
+    PhaseRecord, PhaseStatus,
+};
+use crate::store::{ErrorRow, PhaseDone};
+use crate::time::Timestamp;
 use crate::transition::{Flags, JobRow};
 
 /// What lists show of a job.
@@ -27,8 +33,64 @@ pub(crate) fn summary(row: &JobRow, job_type: Arc<str>) -> JobSummary {
     }
 }
 
+/// A stored error, and for an interruption since when the phase had run.
+pub(crate) type StoredError = (JobError, Option<Timestamp>);
+
+/// An entry of the error history as it is read back.
+pub(crate) fn error(row: &ErrorRow) -> StoredError {
+    let error = JobError {
+        phase: row.phase.clone(),
+        attempt: row.attempt,
+        at: row.at,
+        kind: row.cause,
+        message: row.message.clone(),
+        backtrace: row.backtrace.clone(),
+    };
+    (error, row.since)
+}
+
+/// The interruption that a stored error tells of, if it is one.
+pub(crate) fn interruption((error, since): &StoredError) -> Option<Interruption> {
+    if error.kind != ErrorCause::Interrupted {
+        return None;
+    }
+    Some(Interruption {
+        phase: error.phase.clone()?,
+        attempt: error.attempt,
+        since: since.unwrap_or(error.at),
+        at: error.at,
+        reason: InterruptionReason::from_name(&error.message)?,
+    })
+}
+
+/// Everything that is known about a job. `errors` are the newest first.
+pub(crate) fn job(
+    row: &JobRow,
+    job_type: Arc<str>,
+    plan: &Plan,
+    (input, unique_key): (Value, Option<String>),
+    results: Vec<(u32, PhaseDone)>,
+    errors: Vec<StoredError>,
+) -> Job {
+    let interruption = if row.flags.has(Flags::INTERRUPTED) {
+        errors.iter().find_map(interruption)
+    } else {
+        None
+    };
+    let errors: Vec<_> = errors.into_iter().rev().map(|(error, _)| error).collect();
+    let phases = phases(row, plan, results, &errors);
+    Job {
+        summary: summary(row, job_type),
+        input,
+        unique_key,
+        phases,
+        errors,
+        interruption,
+    }
+}
+
 /// The phases of a job. Only completed ones are stored: what the others are follows from the job.
-pub(crate) fn phases(
+fn phases(
     row: &JobRow,
     plan: &Plan,
     results: Vec<(u32, PhaseDone)>,

@@ -16,6 +16,7 @@ use crate::store::sqlite::errors::{self, Context};
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, job_columns, limit, number, phase_key, read};
 use crate::store::sqlite::{due, prune};
+use crate::store::view;
 use crate::store::{Details, ErrorRow, EventRow, Failure, Head, Holder, PhaseDone, Rows, TypeRow};
 use crate::time::Timestamp;
 use crate::transition::{Flags, JobRow};
@@ -355,7 +356,7 @@ impl Rows for Tx<'_> {
         if row.flags.has(Flags::ERRORS) {
             let errors = rows::errors(self.conn, row.id, crate::config::ERRORS_KEPT)?;
             if row.flags.has(Flags::INTERRUPTED) {
-                details.interruption = errors.iter().find_map(rows::interruption);
+                details.interruption = errors.iter().find_map(view::interruption);
             }
             details.last_error = errors.into_iter().next().map(|(error, _)| error);
         }

@@ -15,20 +15,18 @@ use crate::event::{LoggedChange, Seq};
 use crate::job::{Job, JobId, JobStatus};
 use crate::store::sqlite::commit::{COUNT_RUNNING, SELECT_PAUSED};
 use crate::store::sqlite::names::Names;
-use crate::store::sqlite::rows::{self, StoredError, event_columns, job_columns, phase_key, read};
+use crate::store::sqlite::rows::{self, event_columns, job_columns, phase_key, read};
 use crate::store::sqlite::{check, errors, open};
-use crate::store::{Filter, Head, PhaseDone, Position, Reader, Situation, Slice};
-use crate::store::{summary, view};
+use crate::store::view::{self, StoredError};
+use crate::store::{
+    AHEAD_MAX, Filter, Head, Position, Reader, SCAN_MAX, Situation, Slice, summary,
+};
 use crate::sync::Mutex;
 use crate::time::Timestamp;
 use crate::transition::{Flags, JobRow};
 
 /// Idle connections that are kept: one for the listener, one for a caller, one for a page of lists, one to spare.
 const IDLE_MAX: usize = 4;
-/// Rows that one call of `list` looks at, so that no filter makes it slow.
-const SCAN_MAX: i64 = 10_000;
-/// Due jobs that `explain` counts before a job.
-const AHEAD_MAX: i64 = 10_000;
 
 const SELECT_STATUS: &str = "SELECT status FROM job WHERE id = ?1";
 const SELECT_PAYLOAD: &str = "SELECT input, unique_key FROM payload WHERE job_id = ?1";
@@ -168,25 +166,14 @@ fn load(conn: &Connection, names: &mut Names, row: &JobRow) -> Result<Job> {
     } else {
         Vec::new()
     };
-    let interrupted = row.flags.has(Flags::INTERRUPTED);
-    let interruption = if interrupted {
-        stored.iter().find_map(rows::interruption)
-    } else {
-        None
-    };
-    let results: Vec<(u32, PhaseDone)> = rows::phases(conn, row.id)?;
-    let plan = names.plan(conn, row.plan_id)?;
-    let errors: Vec<_> = stored.into_iter().rev().map(|(error, _)| error).collect();
-    let phases = view::phases(row, &plan, results, &errors);
-    let summary = summary(row, names.type_name(conn, row.type_id)?);
-    Ok(Job {
-        summary,
-        input,
-        unique_key,
-        phases,
-        errors,
-        interruption,
-    })
+    Ok(view::job(
+        row,
+        names.type_name(conn, row.type_id)?,
+        &names.plan(conn, row.plan_id)?,
+        (input, unique_key),
+        rows::phases(conn, row.id)?,
+        stored,
+    ))
 }
 
 impl Reader for Readers {
@@ -300,7 +287,7 @@ impl Reader for Readers {
                 row.priority,
                 row.run_at.as_millis(),
                 row.id.as_i64(),
-                AHEAD_MAX
+                rows::limit(AHEAD_MAX)
             ];
             Ok(Some(Situation {
                 job_type: names.type_name(conn, row.type_id)?,
@@ -366,8 +353,10 @@ fn list(
     };
     let mut statement = read(conn.prepare_cached(sql))?;
     let mut found = match by_end {
-        Some(status) => read(statement.query(params![id, SCAN_MAX, status.code(), end]))?,
-        None => read(statement.query(params![id, SCAN_MAX]))?,
+        Some(status) => {
+            read(statement.query(params![id, rows::limit(SCAN_MAX), status.code(), end]))?
+        }
+        None => read(statement.query(params![id, rows::limit(SCAN_MAX)]))?,
     };
     let (mut slice, mut scanned) = (Slice::default(), 0);
     while let Some(row) = read(found.next())? {

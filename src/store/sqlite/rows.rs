@@ -8,9 +8,10 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use crate::error::Result;
 use crate::event::{Change, LoggedChange};
-use crate::job::{ErrorCause, Interruption, InterruptionReason, JobError, JobId, JobStatus};
+use crate::job::{ErrorCause, JobError, JobId, JobStatus};
 use crate::store::sqlite::errors::{self, Context};
 use crate::store::sqlite::names::Names;
+use crate::store::view::StoredError;
 use crate::store::{Head, PhaseDone};
 use crate::time::Timestamp;
 use crate::transition::{Flags, JobRow};
@@ -163,9 +164,6 @@ pub(super) fn change(conn: &Connection, names: &mut Names, row: &Row<'_>) -> Res
     })
 }
 
-/// A stored error, and for an interruption since when the phase had run.
-pub(super) type StoredError = (JobError, Option<Timestamp>);
-
 /// The newest errors of a job, newest first.
 pub(super) fn errors(conn: &Connection, id: JobId, limit: usize) -> Result<Vec<StoredError>> {
     let mut statement = read(conn.prepare_cached(SELECT_ERRORS))?;
@@ -188,20 +186,6 @@ pub(super) fn errors(conn: &Connection, id: JobId, limit: usize) -> Result<Vec<S
         errors.push((error, since.map(Timestamp::from_millis)));
     }
     Ok(errors)
-}
-
-/// The interruption that a stored error tells of, if it is one.
-pub(super) fn interruption((error, since): &StoredError) -> Option<Interruption> {
-    if error.kind != ErrorCause::Interrupted {
-        return None;
-    }
-    Some(Interruption {
-        phase: error.phase.clone()?,
-        attempt: error.attempt,
-        since: since.unwrap_or(error.at),
-        at: error.at,
-        reason: InterruptionReason::from_name(&error.message)?,
-    })
 }
 
 pub(super) fn phases(conn: &Connection, id: JobId) -> Result<Vec<(u32, PhaseDone)>> {
