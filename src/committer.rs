@@ -264,13 +264,13 @@ impl Committer {
     }
 
     fn give_up_lead(&self, host: &dyn Host) {
-        let deadline = host.deadline();
+        let (deadline, wants_claims) = (host.deadline(), host.wants_claims(self.clock.now()));
         let mut state = self.state.lock();
         state.is_led = false;
         let is_earlier = |until: Option<Timestamp>| {
             deadline.is_some_and(|at| until.is_none_or(|until| at < until))
         };
-        let has_work = !state.list.is_empty() || state.is_rung || state.is_stopping;
+        let has_work = !state.list.is_empty() || state.is_rung || state.is_stopping || wants_claims;
         if state
             .asleep
             .is_some_and(|until| has_work || is_earlier(until))

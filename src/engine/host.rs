@@ -28,11 +28,7 @@ impl Host for Engine {
         let window = self.window.size();
         let state = self.state.lock();
         let release = state.release();
-        let rests = state.is_stopping
-            || state.is_paused
-            || state.store_failure.is_some()
-            || state.poison.is_some();
-        if rests || window == 0 {
+        if state.rests() {
             return ClaimRequest {
                 release,
                 ..ClaimRequest::default()
@@ -40,8 +36,6 @@ impl Host for Engine {
         }
         let room = window.saturating_sub(under_way);
         let is_due = state.backlog.is_due(now);
-        // Claiming in quarters keeps the cost of a claim off most commits.
-        let is_worth_it = room * 4 >= window || under_way < self.config.workers;
         let mut exclude = zombies;
         exclude.extend(state.planning.iter().copied());
         ClaimRequest {
@@ -50,7 +44,7 @@ impl Host for Engine {
             types: state.claimable.clone(),
             exclude,
             direct: !is_due && under_way < self.config.workers,
-            from_backlog: is_due && is_worth_it,
+            from_backlog: is_due && self.is_worth_a_claim(under_way, window),
             release,
         }
     }
@@ -82,8 +76,12 @@ impl Host for Engine {
     }
 
     fn wants_claims(&self, now: Timestamp) -> bool {
-        let request = self.request(now);
-        request.from_backlog && request.room > 0 && !request.types.is_empty()
+        let (under_way, window) = (self.live.len(), self.window.size());
+        let state = self.state.lock();
+        !state.rests()
+            && !state.claimable.is_empty()
+            && state.backlog.is_due(now)
+            && self.is_worth_a_claim(under_way, window)
     }
 
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp) {
@@ -154,6 +152,11 @@ impl Host for Engine {
 }
 
 impl State {
+    /// Nothing is claimed.
+    fn rests(&self) -> bool {
+        self.is_stopping || self.is_paused || self.store_failure.is_some() || self.poison.is_some()
+    }
+
     fn release(&self) -> Release {
         if self.is_stopping {
             Release::Everybody(InterruptionReason::Shutdown)
@@ -172,6 +175,12 @@ impl State {
 }
 
 impl Engine {
+    /// Claiming in quarters of the window keeps the cost of a claim off most commits.
+    fn is_worth_a_claim(&self, under_way: usize, window: usize) -> bool {
+        let room = window.saturating_sub(under_way);
+        room > 0 && (room * 4 >= window || under_way < self.config.workers)
+    }
+
     /// What follows from one operation that is on disk.
     fn follow_up(
         &self,
