@@ -4,6 +4,17 @@
 //! `e2e` (bulk, then 4 workers until all are done), `phases3` (as e2e, 3 phases, the enqueueing not counted), `latency` (one
 //! job at a time into an idle queue), `idle` (4 workers, no job, N seconds). SYNC: `FULL` or `NORMAL`.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a program that measures and tells"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "indexes of small lists"
+)]
+
 use std::error::Error;
 use std::time::{Duration, Instant};
 
@@ -43,6 +54,37 @@ fn drain(queue: &JobQueue, n: u64) -> stepwell::Result<()> {
         status = queue.stats()?;
     }
     assert_eq!(status.failed, 0, "of {n} jobs");
+    Ok(())
+}
+
+/// From the call that enqueues a job to the start of its handler, on workers that sleep.
+fn latency(mut builder: Builder, n: usize) -> Result<(), Box<dyn Error>> {
+    let (tx, started_at) = std::sync::mpsc::channel();
+    let tx = std::sync::Mutex::new(tx);
+    let job = JobType::<Value>::new("email").phase(ONE, move |_| {
+        let now = Instant::now();
+        if let Ok(tx) = tx.lock() {
+            tx.send(now).ok();
+        }
+        noop()
+    });
+    let jobs = builder.register(job);
+    let _queue = builder.open()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let mut micros = Vec::new();
+    for i in 0..n {
+        let called = Instant::now();
+        jobs.enqueue(&payload(i))?;
+        micros.push((started_at.recv()? - called).as_secs_f64() * 1e6);
+        std::thread::sleep(Duration::from_millis(20 + i as u64 * 7 % 23));
+    }
+    micros.sort_by(f64::total_cmp);
+    let quantile = |q: f64| micros[((micros.len() - 1) as f64 * q) as usize];
+    println!(
+        "start_p50_us={:.0} start_p99_us={:.0}",
+        quantile(0.5),
+        quantile(0.99)
+    );
     Ok(())
 }
 
@@ -98,34 +140,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             drain(&queue, n as u64)?;
             println!("process_per_s={} runs={n}", rate(processing));
         }
-        "latency" => {
-            let (tx, started_at) = std::sync::mpsc::channel();
-            let tx = std::sync::Mutex::new(tx);
-            let job = JobType::<Value>::new("email").phase(ONE, move |_| {
-                let now = Instant::now();
-                if let Ok(tx) = tx.lock() {
-                    tx.send(now).ok();
-                }
-                noop()
-            });
-            let jobs = builder.register(job);
-            let _queue = builder.open()?;
-            std::thread::sleep(Duration::from_millis(500));
-            let mut micros = Vec::new();
-            for i in 0..n {
-                let called = Instant::now();
-                jobs.enqueue(&payload(i))?;
-                micros.push((started_at.recv()? - called).as_secs_f64() * 1e6);
-                std::thread::sleep(Duration::from_millis(20 + i as u64 * 7 % 23));
-            }
-            micros.sort_by(f64::total_cmp);
-            let quantile = |q: f64| micros[((micros.len() - 1) as f64 * q) as usize];
-            println!(
-                "start_p50_us={:.0} start_p99_us={:.0}",
-                quantile(0.5),
-                quantile(0.99)
-            );
-        }
+        "latency" => latency(builder, n)?,
         "idle" => {
             one_phase(&mut builder);
             let _queue = builder.open()?;

@@ -243,10 +243,6 @@ impl Requests for Client {
         answers.pop().unwrap_or_else(|| Err(Error::closed()))
     }
 
-    fn reader(&self) -> &dyn Reader {
-        &*self.reader
-    }
-
     fn job_type(&self, _name: &str) -> Option<&Arc<TypeDef>> {
         None
     }

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use crate::config;
 use crate::context::{Attempt, PhaseContext};
@@ -588,6 +587,3 @@ pub(crate) fn decode<T: DeserializeOwned>(
         )
     })
 }
-
-/// For closures that take and give JSON.
-pub type Json = Value;

@@ -301,6 +301,23 @@ impl JobQueue {
         requests::events_of(&*self.0.engine.reader, id)
     }
 
+    /// The number of the oldest event that is kept; 0 when there is none.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn oldest_seq(&self) -> Result<Seq> {
+        self.0.engine.reader.oldest_seq()
+    }
+
+    /// A name for this very file, made when it was created. Event numbers are comparable within one file only: whoever keeps
+    /// a position for later keeps this name with it.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn file_id(&self) -> Result<String> {
+        self.0.engine.reader.file_id()
+    }
+
     /// Checks the invariants of the file; each line is one that is broken. Reads all of it: not for every day.
     ///
     /// # Errors

@@ -19,7 +19,6 @@ use crate::time::monotonic;
 /// How operations get done.
 pub(crate) trait Requests {
     fn request(&self, op: Op) -> Result<Done>;
-    fn reader(&self) -> &dyn Reader;
     fn job_type(&self, name: &str) -> Option<&Arc<TypeDef>>;
     fn limits(&self) -> &Limits;
 }
@@ -27,10 +26,6 @@ pub(crate) trait Requests {
 impl Requests for Engine {
     fn request(&self, op: Op) -> Result<Done> {
         self.ask(op)
-    }
-
-    fn reader(&self) -> &dyn Reader {
-        &*self.reader
     }
 
     fn job_type(&self, name: &str) -> Option<&Arc<TypeDef>> {
@@ -103,10 +98,11 @@ pub(crate) fn enqueue(to: &dyn Requests, jobs: Vec<NewJob>) -> Result<Vec<Enqueu
     if planned.is_empty() {
         return Ok(Vec::new());
     }
-    match to.request(Op::Enqueue(planned))? {
-        Done::Enqueued(enqueued) => Ok(enqueued),
-        other => Err(unexpected(&other)),
-    }
+    let done = to.request(Op::Enqueue(planned))?;
+    let Done::Enqueued(enqueued) = done else {
+        return Err(unexpected(&done));
+    };
+    Ok(enqueued)
 }
 
 /// Checks a new job, and works out its phases if its type is known here.
@@ -129,10 +125,11 @@ fn plan(to: &dyn Requests, mut job: NewJob) -> Result<PlannedJob> {
 }
 
 pub(crate) fn cancel(to: &dyn Requests, id: JobId) -> Result<CancelOutcome> {
-    match to.request(Op::Cancel(id))? {
-        Done::Cancelled(outcome) => Ok(outcome),
-        other => Err(unexpected(&other)),
-    }
+    let done = to.request(Op::Cancel(id))?;
+    let Done::Cancelled(outcome) = done else {
+        return Err(unexpected(&done));
+    };
+    Ok(outcome)
 }
 
 pub(crate) fn retry(to: &dyn Requests, id: JobId, from: RetryFrom) -> Result<()> {
@@ -154,14 +151,15 @@ pub(crate) fn bulk(
         status: Some(status),
         job_type: job_type.map(str::to_owned),
     };
-    match to.request(Op::Bulk(Bulk {
+    let done = to.request(Op::Bulk(Bulk {
         action,
         filter,
         expect,
-    }))? {
-        Done::Changed(rows) => Ok(rows.len()),
-        other => Err(unexpected(&other)),
-    }
+    }))?;
+    let Done::Changed(rows) = done else {
+        return Err(unexpected(&done));
+    };
+    Ok(rows.len())
 }
 
 pub(crate) fn set_paused(to: &dyn Requests, job_type: Option<&str>, paused: bool) -> Result<()> {

@@ -149,7 +149,6 @@ pub(crate) trait Rows {
     fn set_job_type(&mut self, row: &TypeRow) -> Result<()>;
     fn plan_id(&mut self, plan: &Plan) -> Result<i64>;
     fn plan(&mut self, plan_id: i64) -> Result<Plan>;
-    fn is_paused(&mut self) -> Result<bool>;
     fn set_paused(&mut self, paused: bool) -> Result<()>;
 
     fn job(&mut self, id: JobId) -> Result<Option<JobRow>>;

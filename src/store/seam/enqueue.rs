@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Change, Plan};
 use crate::job::{JobId, JobStatus};
-use crate::new_job::{Enqueued, RunAt, UniqueKey, While};
+use crate::new_job::{Enqueued, UniqueKey, While};
 use crate::store::ops::{Claimed, PlannedJob};
 use crate::store::seam::Commit;
 use crate::store::{Details, Holder, Rows, TypeRow};

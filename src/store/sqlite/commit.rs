@@ -229,10 +229,6 @@ impl Rows for Tx<'_> {
         self.names.plan(self.conn, plan_id)
     }
 
-    fn is_paused(&mut self) -> Result<bool> {
-        Ok(number(self.conn, SELECT_PAUSED, params![])? == Some(1))
-    }
-
     fn set_paused(&mut self, paused: bool) -> Result<()> {
         self.write(PUT_PAUSED, params![if paused { "1" } else { "0" }])
             .map(|_| ())

@@ -22,7 +22,11 @@ impl Source {
     }
 
     pub(super) fn line(&self, offset: usize) -> usize {
-        self.text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count() + 1
+        self.text.as_bytes()[..offset]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+            + 1
     }
 
     pub(super) fn report(&self, offset: usize, text: &str) -> String {
@@ -33,7 +37,11 @@ impl Source {
     fn place(&self) -> Vec<&str> {
         let inner = self.path.strip_prefix("src/").unwrap_or(&self.path);
         let inner = inner.strip_suffix(".rs").unwrap_or(inner);
-        inner.strip_suffix("/mod").unwrap_or(inner).split('/').collect()
+        inner
+            .strip_suffix("/mod")
+            .unwrap_or(inner)
+            .split('/')
+            .collect()
     }
 
     /// The top-level module that the file belongs to.
@@ -42,16 +50,16 @@ impl Source {
     }
 
     /// What the file names at the root of the crate, by `crate::` or by as many `super::` as lead there.
-    pub(super) fn from_root(&self) -> Vec<(usize, &str)> {
+    pub(super) fn root_names(&self) -> Vec<(usize, &str)> {
         let mut found = Vec::new();
         for (offset, path) in paths(&self.code) {
             let up = path.iter().take_while(|name| **name == "super").count();
-            let from_root = match path[0] {
+            let above = match path[0] {
                 "crate" => 1,
                 "super" if up == self.place().len() => up,
                 _ => continue,
             };
-            found.extend(path.get(from_root).map(|name| (offset, *name)));
+            found.extend(path.get(above).map(|name| (offset, *name)));
         }
         found
     }
@@ -68,10 +76,15 @@ pub(super) fn tree(folders: &[&str]) -> Vec<Source> {
 }
 
 fn collect(folder: &Path, name: &str, files: &mut Vec<(String, String)>) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
     for entry in entries {
         let path = entry.expect("a folder of the project can be listed").path();
-        let file = path.file_name().expect("an entry has a name").to_string_lossy();
+        let file = path
+            .file_name()
+            .expect("an entry has a name")
+            .to_string_lossy();
         let name = format!("{name}/{file}");
         if path.is_dir() {
             collect(&path, &name, files);
@@ -83,12 +96,17 @@ fn collect(folder: &Path, name: &str, files: &mut Vec<(String, String)>) {
 
 /// Takes files apart, given as path and text; in order of their paths.
 pub(super) fn parse(files: impl IntoIterator<Item = (String, String)>) -> Vec<Source> {
-    let mut sources: Vec<Source> = files.into_iter().map(|(path, text)| read(path, text)).collect();
+    let mut sources: Vec<Source> = files
+        .into_iter()
+        .map(|(path, text)| read(path, text))
+        .collect();
     sources.sort_by(|a, b| a.path.cmp(&b.path));
     let mut test_files = Vec::new();
     for source in &mut sources {
-        let beside = source.path.trim_end_matches("mod.rs").trim_end_matches("lib.rs");
-        let folder = beside.trim_end_matches(".rs").trim_end_matches('/').to_owned();
+        let folder = match source.path.rsplit_once('/') {
+            Some((folder, "lib.rs" | "mod.rs")) => folder.to_owned(),
+            _ => source.path.trim_end_matches(".rs").to_owned(),
+        };
         for module in test_modules(&source.code) {
             match module {
                 TestModule::Inline { start, end } => {
@@ -127,7 +145,13 @@ fn read(path: String, text: String) -> Source {
     }
     let code = String::from_utf8(code).expect("pieces end between characters");
     let strings = String::from_utf8(strings).expect("pieces end between characters");
-    Source { path, text, code_with_tests: code.clone(), code, strings }
+    Source {
+        path,
+        text,
+        code_with_tests: code.clone(),
+        code,
+        strings,
+    }
 }
 
 enum Piece {
@@ -139,7 +163,9 @@ enum Piece {
 /// The kind and length of what `rest` begins with.
 fn piece(rest: &[u8]) -> (Piece, usize) {
     let find = |from: usize, end: &[u8]| {
-        let found = rest[from..].windows(end.len()).position(|window| window == end);
+        let found = rest[from..]
+            .windows(end.len())
+            .position(|window| window == end);
         found.map_or(rest.len(), |at| from + at + end.len())
     };
     match rest {
@@ -149,13 +175,20 @@ fn piece(rest: &[u8]) -> (Piece, usize) {
         [b'\'', b'\\', ..] => (Piece::Text, quoted(rest, b'\'')),
         [b'\'', ..] => {
             // A literal has one character and a quote; anything else is a lifetime.
-            let close = rest[1..].iter().skip(1).position(|byte| byte & 0xC0 != 0x80);
+            let close = rest[1..]
+                .iter()
+                .skip(1)
+                .position(|byte| byte & 0xC0 != 0x80);
             let end = close.map_or(rest.len(), |at| at + 2);
-            if rest.get(end) == Some(&b'\'') { (Piece::Text, end + 1) } else { (Piece::Code, 1) }
+            if rest.get(end) == Some(&b'\'') {
+                (Piece::Text, end + 1)
+            } else {
+                (Piece::Code, 1)
+            }
         }
         [first, ..] if first.is_ascii_alphanumeric() || *first == b'_' || !first.is_ascii() => {
-            let len = rest.iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_' || !b.is_ascii());
-            let len = len.count();
+            let in_name = |b: &&u8| b.is_ascii_alphanumeric() || **b == b'_' || !b.is_ascii();
+            let len = rest.iter().take_while(in_name).count();
             let hashes = rest[len..].iter().take_while(|byte| **byte == b'#').count();
             let raw = matches!(&rest[..len], b"r" | b"br" | b"cr");
             if raw && rest.get(len + hashes) == Some(&b'"') {
@@ -203,28 +236,32 @@ fn test_modules(code: &str) -> Vec<TestModule> {
     let mut found = Vec::new();
     for start in 0..tokens.len() {
         let word = |at: usize| tokens.get(at).map_or("", |(_, token)| *token);
-        if !gate.iter().enumerate().all(|(index, token)| word(start + index) == *token) {
+        if !(0..gate.len()).all(|index| word(start + index) == gate[index]) {
             continue;
         }
-        let after = start + gate.len();
-        let close = |at: usize, open: &str, end: &str| {
+        let close = |at: usize, open: &str, shut: &str| {
             let mut depth = 0;
-            let from = (at..tokens.len()).find(|at| {
-                depth += i32::from(word(*at) == open) - i32::from(word(*at) == end);
+            let end = (at..tokens.len()).find(|at| {
+                depth += i32::from(word(*at) == open) - i32::from(word(*at) == shut);
                 depth == 0
             });
-            from.unwrap_or(tokens.len() - 1)
+            end.unwrap_or(tokens.len() - 1)
         };
-        let mut at = after;
+        let mut at = start + gate.len();
         while word(at) == "#" {
             at = close(at + 1, "[", "]") + 1;
         }
         match (word(at), word(at + 2)) {
             ("mod", "{") => {
                 let end = tokens[close(at + 2, "{", "}")].0 + 1;
-                found.push(TestModule::Inline { start: tokens[start].0, end });
+                found.push(TestModule::Inline {
+                    start: tokens[start].0,
+                    end,
+                });
             }
-            ("mod", ";") => found.push(TestModule::File { name: word(at + 1).to_owned() }),
+            ("mod", ";") => found.push(TestModule::File {
+                name: word(at + 1).to_owned(),
+            }),
             _ => {}
         }
     }
@@ -238,7 +275,9 @@ fn blank(view: &mut String, start: usize, end: usize) {
 
 /// As many bytes, all blank, in the same lines.
 fn blanks(text: &str) -> Vec<u8> {
-    text.bytes().map(|byte| if byte == b'\n' { b'\n' } else { b' ' }).collect()
+    text.bytes()
+        .map(|byte| if byte == b'\n' { b'\n' } else { b' ' })
+        .collect()
 }
 
 // ---- Tokens and paths. ----
@@ -267,12 +306,12 @@ pub(super) fn is_name(token: &str) -> bool {
 }
 
 /// Where `wanted` tokens follow each other.
-pub(super) fn sequences(view: &str, wanted: &[&str]) -> impl Iterator<Item = usize> {
+pub(super) fn sequences(view: &str, wanted: &[&str]) -> Vec<usize> {
     let tokens = tokens(view);
-    let hits = tokens.windows(wanted.len()).filter(|window| {
-        window.iter().map(|(_, token)| token).eq(wanted)
-    });
-    hits.map(|window| window[0].0).collect::<Vec<_>>().into_iter()
+    let hits = tokens
+        .windows(wanted.len())
+        .filter(|window| window.iter().map(|(_, token)| token).eq(wanted));
+    hits.map(|window| window[0].0).collect()
 }
 
 pub(super) type Paths<'a> = Vec<(usize, Vec<&'a str>)>;
@@ -302,7 +341,12 @@ pub(super) fn paths(code: &str) -> Paths<'_> {
 }
 
 /// Reads the path or tree that begins at `at`; returns where it ends.
-fn path<'a>(tokens: &[(usize, &'a str)], mut at: usize, above: &[&'a str], found: &mut Paths<'a>) -> usize {
+fn path<'a>(
+    tokens: &[(usize, &'a str)],
+    mut at: usize,
+    above: &[&'a str],
+    found: &mut Paths<'a>,
+) -> usize {
     let start = tokens[at].0;
     let mut names = above.to_vec();
     while let Some((_, token)) = tokens.get(at) {
@@ -322,7 +366,12 @@ fn path<'a>(tokens: &[(usize, &'a str)], mut at: usize, above: &[&'a str], found
 }
 
 /// Reads the branches of a tree, from its opening brace; returns where it ends.
-fn group<'a>(tokens: &[(usize, &'a str)], mut at: usize, above: &[&'a str], found: &mut Paths<'a>) -> usize {
+fn group<'a>(
+    tokens: &[(usize, &'a str)],
+    mut at: usize,
+    above: &[&'a str],
+    found: &mut Paths<'a>,
+) -> usize {
     at += 1;
     while let Some((_, token)) = tokens.get(at) {
         at = match *token {
