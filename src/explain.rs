@@ -1,19 +1,20 @@
-//! Why a job is not running. L4.
+//! What is known of a queue and its jobs: counts, and why a job is not running. L4.
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::event::Seq;
 use crate::job::{JobId, JobStatus};
-use crate::queue::Stats;
+use crate::json;
 use crate::requests::not_found;
 use crate::store::{Reader, Situation};
 use crate::time::Timestamp;
 
 /// Where a job stands, and each reason why it is not running.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Explanation {
     /// The job.
@@ -24,9 +25,14 @@ pub struct Explanation {
     pub hindrances: Vec<Hindrance>,
 }
 
+json::object!(Explanation {
+    id,
+    status,
+    hindrances,
+});
+
 /// One reason why a job is not running.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "reason", rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hindrance {
     /// No process runs jobs on this file.
@@ -78,6 +84,36 @@ pub enum Hindrance {
     ShuttingDown,
 }
 
+impl Hindrance {
+    /// The name on the wire, for example `not_due`.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Hindrance::NoOwner => "no_owner",
+            Hindrance::NotRegistered { .. } => "not_registered",
+            Hindrance::QueuePaused => "queue_paused",
+            Hindrance::TypePaused { .. } => "type_paused",
+            Hindrance::NotDue { .. } => "not_due",
+            Hindrance::ConcurrencyLimit { .. } => "concurrency_limit",
+            Hindrance::HandlerNotReturned => "handler_not_returned",
+            Hindrance::Behind { .. } => "behind",
+            Hindrance::NoWorkerFree { .. } => "no_worker_free",
+            Hindrance::StoreFailed { .. } => "store_failed",
+            Hindrance::ShuttingDown => "shutting_down",
+        }
+    }
+}
+
+/// `{"reason": its name, "message": what it says to a person}`
+impl Serialize for Hindrance {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry("reason", self.as_str())?;
+        map.serialize_entry("message", &self.to_string())?;
+        map.end()
+    }
+}
+
 impl fmt::Display for Hindrance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -111,6 +147,45 @@ impl fmt::Display for Hindrance {
         }
     }
 }
+
+/// Numbers of a queue at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Jobs that wait.
+    pub pending: u64,
+    /// Jobs under way.
+    pub running: u64,
+    /// Jobs that are completed and kept.
+    pub completed: u64,
+    /// Jobs that have failed and are kept.
+    pub failed: u64,
+    /// Jobs that were cancelled and are kept.
+    pub cancelled: u64,
+    /// The number of the newest event.
+    pub head_seq: Seq,
+    /// The queue is paused.
+    pub paused: bool,
+    /// Job types that are paused.
+    pub paused_types: Vec<String>,
+    /// Handlers that ignored their stop flag and are still inside; their workers were replaced. 0 for a client.
+    pub abandoned: usize,
+    /// Jobs that may be under way at present. 0 for a client.
+    pub window: usize,
+}
+
+json::object!(Stats {
+    pending,
+    running,
+    completed,
+    failed,
+    cancelled,
+    head_seq,
+    paused,
+    paused_types,
+    abandoned,
+    window,
+});
 
 /// What the file alone tells.
 fn from_file(situation: &Situation, now: Timestamp) -> Vec<Hindrance> {

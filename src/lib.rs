@@ -1,18 +1,17 @@
 //! Durable, multi-phase background jobs for synchronous Rust programs.
 #![forbid(unsafe_code)]
 
-mod builder;
 mod bus;
 mod client;
 mod committer;
 mod config;
-mod context;
 mod engine;
 mod error;
 mod event;
 mod explain;
 mod handle;
 mod job;
+mod json;
 mod listener;
 mod live;
 mod new_job;
@@ -26,21 +25,17 @@ mod retry;
 mod runner;
 mod scheduler;
 mod shutdown;
-#[cfg(feature = "signals")]
-mod signals;
 mod store;
 mod sync;
 pub mod testing;
 mod time;
 mod transition;
 
-pub use builder::Builder;
 pub use client::Client;
 pub use config::{Durability, Keep, Retention};
-pub use context::{PhaseContext, StopReason};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, EventKind, Seq};
-pub use explain::{Explanation, Hindrance};
+pub use explain::{Explanation, Hindrance, Stats};
 pub use handle::JobHandle;
 pub use job::{
     BulkAction, CancelOutcome, ErrorCause, Interruption, InterruptionReason, Job, JobError, JobId,
@@ -48,8 +43,10 @@ pub use job::{
 };
 pub use listener::{Notice, Subscription};
 pub use new_job::{Enqueued, NewJob, While};
+pub use phase::context::{PhaseContext, StopReason};
 pub use phase::{JobPlan, JobType, Phase, PhaseError, PhaseSpec};
-pub use queue::{Health, JobQueue, Stats};
+pub use queue::builder::Builder;
+pub use queue::{Health, JobQueue};
 pub use requests::{JobPage, ListFilter};
 pub use retry::RetryPolicy;
 pub use shutdown::ShutdownReport;

@@ -16,10 +16,10 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::context::{StopFlag, StopReason};
 use crate::error::Result;
 use crate::event::Plan;
 use crate::job::{Interruption, JobError, JobId};
+use crate::phase::context::{StopFlag, StopReason};
 use crate::phase::{Resolved, TypeDef};
 use crate::store::ops::Claimed;
 use crate::sync::Mutex;

@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use crate::config::{BACKTRACE_BYTES_MAX, MESSAGE_BYTES_MAX, check_json, truncate};
-use crate::context::Attempt;
 use crate::job::ErrorCause;
+use crate::phase::context::Attempt;
 use crate::phase::{Answer, Handler, PhaseError};
 
 /// What a handler's run came to.

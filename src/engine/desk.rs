@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::context::{Attempt, Services, StopReason};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::job::{ErrorCause, InterruptionReason, JobId};
 use crate::live::{Alarm, Run, Task};
 use crate::owner::Inside;
+use crate::phase::context::{Attempt, Services, StopReason};
 use crate::phase::{Answer, PhaseSpec, Resolved};
 use crate::pool::{After, Desk};
 use crate::runner::{self, Outcome, Refused};

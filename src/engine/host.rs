@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::committer::Host;
-use crate::context::StopReason;
 use crate::engine::{Engine, State};
 use crate::error::Error;
 use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
 use crate::live::{Alarm, Due, Run};
+use crate::phase::context::StopReason;
 use crate::store::Done;
 use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle};
 use crate::store::seam::Committed;

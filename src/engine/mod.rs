@@ -1,7 +1,7 @@
 //! The engine: what a queue is made of, and how it is put together. L3.
 //!
 //! The parts know little of each other: the committer knows its [`Host`](crate::committer::Host), the pool its
-//! [`Desk`](crate::pool::Desk), a handler its [`Services`](crate::context::Services). This folder implements the three:
+//! [`Desk`](crate::pool::Desk), a handler its [`Services`](crate::phase::context::Services). This folder implements the three:
 //! `host` says what to commit and acts on what was committed, `desk` runs phases, `services` serves running handlers.
 
 mod desk;
@@ -315,13 +315,13 @@ impl Engine {
 
     fn stop_if_over(&self, id: JobId) -> Result<()> {
         if self.reader.status(id)? == Some(crate::job::JobStatus::Cancelled) {
-            self.end_claim(id, crate::context::StopReason::Cancelled);
+            self.end_claim(id, crate::phase::context::StopReason::Cancelled);
         }
         Ok(())
     }
 
     /// The claim of a job is over by a decision from outside of its handler.
-    fn end_claim(&self, id: JobId, reason: crate::context::StopReason) {
+    fn end_claim(&self, id: JobId, reason: crate::phase::context::StopReason) {
         let now = self.clock.now();
         if self.live.end(id, reason, now) == crate::live::Left::Zombie {
             self.committer.ring_before(now.after(crate::live::GRACE));

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::config::{MESSAGE_BYTES_MAX, check_json, truncate};
-use crate::context::{Attempt, Services};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::event::{Event, EventKind};
+use crate::phase::context::{Attempt, Services};
 use crate::store::ops::Op;
 use crate::time::Clock;
 

@@ -74,7 +74,8 @@ fn a_worker_that_has_left_is_inside_of_nothing() {
     let recorder = owner.recorder();
     recorder.enter(0, inside(4));
     recorder.leave(2);
-    drop(owner);
+    // Both hold the descriptor, and so the lock.
+    drop((owner, recorder));
     assert_eq!(Owner::acquire(&db, at(6)).unwrap().1.inside, [inside(4)]);
 }
 

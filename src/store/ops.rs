@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::config::Retention;
-use crate::context::StopReason;
 use crate::event::Plan;
 use crate::job::{BulkAction, ErrorCause, InterruptionReason, JobId, JobStatus, RetryFrom};
 use crate::new_job::NewJob;
+use crate::phase::context::StopReason;
 use crate::store::{Details, Filter};
 use crate::time::Timestamp;
 use crate::transition::{Input, JobRow};

@@ -19,11 +19,11 @@ const FOLDERS: [&str; 4] = ["src", "tests", "examples", "benches"];
 
 /// The top-level modules of `src` by layer, L0 first; one that is not listed is L3.
 const LAYERS: [&str; 5] = [
-    "config context delivery error event job new_job phase retry time",
+    "config delivery error event job json new_job phase retry time",
     "sync transition",
     "store",
     "bus committer engine http listener live owner pool requests retention runner scheduler shutdown webhook",
-    "builder client explain handle lib queue signals testing",
+    "client explain handle lib queue testing",
 ];
 const LAYER_UNLISTED: usize = 3;
 /// Every layer may use it, and it alone names locks and threads.
@@ -43,7 +43,7 @@ const CRATES: [(&str, &str); 4] = [
     ("rusqlite", "src/store/sqlite/"),
     ("ureq", "src/webhook/"),
     ("tiny_http", "src/http/"),
-    ("ctrlc", "src/signals.rs"),
+    ("ctrlc", "src/queue/signals.rs"),
 ];
 
 /// What only `src/sync.rs` names. Of `std::sync`, only the names in [`SHARING`] are free.

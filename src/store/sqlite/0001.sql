@@ -15,7 +15,7 @@ CREATE TABLE job_type (
   paused INTEGER NOT NULL CHECK (paused IN (0, 1))
 ) STRICT;
 
--- Lists of phases by number: a JSON array of {"name", "version"}.
+-- Lists of phases by number: a JSON array of [name, version].
 CREATE TABLE plan (
   id INTEGER PRIMARY KEY,
   phases TEXT NOT NULL UNIQUE

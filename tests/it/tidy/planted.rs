@@ -21,7 +21,7 @@ fn a_crate_out_of_place_is_caught() {
         ("src/store/sqlite/open.rs", "use rusqlite::Connection;"),
         ("src/webhook/mod.rs", "fn f() { ureq::get(1); }"),
         ("src/http/sse.rs", "use tiny_http::Server;"),
-        ("src/signals.rs", "use ctrlc;"),
+        ("src/queue/signals.rs", "use ctrlc;"),
         (
             "src/store/mod.rs",
             "//! No rusqlite::Row.\n/* rusqlite::Row */ const A: &str = \"rusqlite::Row\";",

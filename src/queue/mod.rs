@@ -1,5 +1,9 @@
 //! The queue as its users see it. L4: delegates only.
 
+pub(crate) mod builder;
+#[cfg(feature = "signals")]
+mod signals;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,14 +11,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::builder::Builder;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::event::{Event, Seq};
-use crate::explain::{self, Explanation};
+use crate::explain::{self, Explanation, Stats};
 use crate::job::{BulkAction, CancelOutcome, Job, JobId, JobStatus, RetryFrom};
 use crate::listener::{Listeners, Subscription};
 use crate::new_job::{Enqueued, NewJob};
+use crate::queue::builder::Builder;
 use crate::requests::{self, JobPage, ListFilter};
 use crate::shutdown::{Shutdown, ShutdownReport};
 
@@ -27,32 +31,6 @@ struct Inner {
     engine: Arc<Engine>,
     listeners: Arc<Listeners>,
     shutdown: Arc<Shutdown>,
-}
-
-/// Numbers of a queue at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Jobs that wait.
-    pub pending: u64,
-    /// Jobs under way.
-    pub running: u64,
-    /// Jobs that are completed and kept.
-    pub completed: u64,
-    /// Jobs that have failed and are kept.
-    pub failed: u64,
-    /// Jobs that were cancelled and are kept.
-    pub cancelled: u64,
-    /// The number of the newest event.
-    pub head_seq: Seq,
-    /// The queue is paused.
-    pub paused: bool,
-    /// Job types that are paused.
-    pub paused_types: Vec<String>,
-    /// Handlers that ignored their stop flag and are still inside; their workers were replaced. 0 for a client.
-    pub abandoned: usize,
-    /// Jobs that may be under way at present. 0 for a client.
-    pub window: usize,
 }
 
 /// Whether the queue can do its work.
@@ -359,7 +337,7 @@ impl JobQueue {
     /// `InvalidConfig` when the process has such a handler already; then as for [`shutdown`](JobQueue::shutdown).
     #[cfg(feature = "signals")]
     pub fn run_until_signal(&self, timeout: Duration) -> Result<ShutdownReport> {
-        crate::signals::run_until_signal(self, timeout)
+        signals::run_until_signal(self, timeout)
     }
 }
 
