@@ -1,7 +1,7 @@
 //! The engine: what a queue is made of, and how it is put together. L3.
 //!
 //! The parts know little of each other: the committer knows its [`Host`](crate::committer::Host), the pool its
-//! [`Desk`](crate::pool::Desk), a handler its [`Services`](crate::phase::context::Services). This folder implements the three:
+//! [`Desk`], a handler its [`Services`](crate::phase::context::Services). This folder implements the three:
 //! `host` says what to commit and acts on what was committed, `desk` runs phases, `services` serves running handlers.
 
 mod desk;

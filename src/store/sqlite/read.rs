@@ -29,7 +29,6 @@ use crate::transition::{Flags, JobRow};
 const IDLE_MAX: usize = 4;
 
 const SELECT_STATUS: &str = "SELECT status FROM job WHERE id = ?1";
-const SELECT_PAYLOAD: &str = "SELECT input, unique_key FROM payload WHERE job_id = ?1";
 const SELECT_RESULT: &str = "SELECT result FROM phase WHERE id = ?1";
 const SELECT_CHECKPOINT: &str = "SELECT value FROM checkpoint WHERE id = ?1";
 const SELECT_TYPE_ID: &str = "SELECT id FROM job_type WHERE name = ?1";
@@ -153,12 +152,7 @@ fn type_id(conn: &Connection, name: &str) -> Result<Option<i64>> {
 }
 
 fn load(conn: &Connection, names: &mut Names, row: &JobRow) -> Result<Job> {
-    let mut statement = read(conn.prepare_cached(SELECT_PAYLOAD))?;
-    let payload = statement.query_row([row.id.as_i64()], |row| {
-        Ok((row.get::<_, String>(0)?, row.get(1)?))
-    });
-    let (input, unique_key) = read(payload.optional())?
-        .ok_or_else(|| errors::corrupt("payload", row.id.as_i64(), "job_id", "of no row"))?;
+    let (input, unique_key) = rows::input(conn, row.id)?;
     let input: Value = serde_json::from_str(&input)
         .map_err(|_| errors::corrupt("payload", row.id.as_i64(), "input", &input))?;
     let stored: Vec<StoredError> = if row.flags.has(Flags::ERRORS) {

@@ -25,6 +25,9 @@ macro_rules! job_columns {
 }
 pub(super) use job_columns;
 
+/// How many they are: a column after them has this index.
+pub(super) const JOB_COLUMNS: usize = 19;
+
 /// The columns of the log, in the order that [`change`] reads them.
 macro_rules! event_columns {
     () => {
@@ -35,6 +38,8 @@ pub(super) use event_columns;
 
 pub(super) const SELECT_JOB: &str = concat!("SELECT ", job_columns!(), " FROM job WHERE id = ?1");
 pub(super) const SELECT_HEAD: &str = "SELECT seq, span, head FROM event ORDER BY seq DESC LIMIT 1";
+pub(super) const SELECT_INPUT: &str = "SELECT coalesce(job.input, payload.input), job.unique_key
+    FROM job LEFT JOIN payload ON payload.job_id = job.id WHERE job.id = ?1";
 const SELECT_ERRORS: &str = "SELECT phase, attempt, at_ms, since_ms, cause, message, backtrace
     FROM job_error WHERE job_id = ?1 ORDER BY id DESC LIMIT ?2";
 const SELECT_PHASES: &str = "SELECT id, attempt, started_at_ms, finished_at_ms, result
@@ -92,6 +97,23 @@ pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {
         last_seq: read(row.get(17))?,
         flags: Flags(read(row.get(18))?),
     })
+}
+
+/// The input of a job, wherever it is stored, and its unique key.
+pub(super) fn input(conn: &Connection, id: JobId) -> Result<(String, Option<String>)> {
+    let mut statement = read(conn.prepare_cached(SELECT_INPUT))?;
+    let found = statement.query_row([id.as_i64()], |row| {
+        Ok((row.get::<_, Option<String>>(0)?, row.get(1)?))
+    });
+    match read(found.optional())? {
+        Some((Some(input), unique_key)) => Ok((input, unique_key)),
+        Some((None, _)) | None => Err(errors::corrupt(
+            "payload",
+            id.as_i64(),
+            "job_id",
+            "of no row",
+        )),
+    }
 }
 
 pub(super) fn find_job(conn: &Connection, id: JobId) -> Result<Option<JobRow>> {
