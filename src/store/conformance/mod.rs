@@ -66,6 +66,7 @@ cases! {
     claim::no_more_is_claimed_than_there_is_room_for,
     claim::excluded_jobs_stay_and_do_not_count_as_more,
     claim::a_type_runs_no_more_jobs_than_its_limit,
+    claim::a_type_at_its_limit_does_not_hide_when_the_next_job_is_due,
     claim::large_inputs_end_a_round_of_claims,
     claim::the_next_due_time_is_the_earliest_of_all_types_and_priorities,
     claim::only_registered_types_are_claimed,

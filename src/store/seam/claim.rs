@@ -13,6 +13,8 @@ impl Commit<'_> {
         let request = self.request;
         let mut due: Vec<(JobRow, &Claimable)> = Vec::new();
         let mut rows = Vec::new();
+        // Something due was left because of the room or the bytes that were asked for, and not because of its type's limit.
+        let mut is_full = false;
         for claimable in &request.types {
             let mut limit = self.room;
             if let Some(max) = claimable.concurrency {
@@ -30,6 +32,7 @@ impl Commit<'_> {
             rows.retain(|row| !request.exclude.contains(&row.id));
             if rows.len() > limit {
                 self.claims.more = true;
+                is_full |= limit == self.room;
                 rows.truncate(limit);
             }
             due.extend(rows.iter().map(|row| (*row, claimable)));
@@ -41,11 +44,12 @@ impl Commit<'_> {
         for (row, claimable) in due {
             if self.room == 0 || bytes > request.bytes_max {
                 self.claims.more = true;
+                is_full = true;
                 break;
             }
             bytes += self.claim_one(&row, claimable)?;
         }
-        if !self.claims.more {
+        if !is_full {
             for claimable in &request.types {
                 let next = self.rows.next_due(claimable.type_id, self.now)?;
                 self.claims.next_due = [self.claims.next_due, next].into_iter().flatten().min();
