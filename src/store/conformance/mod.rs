@@ -103,6 +103,8 @@ cases! {
     replan::an_inserted_phase_runs_and_all_after_it_again,
     replan::a_phase_that_was_dropped_takes_no_result_with_it,
     replan::a_shrunk_plan_runs_its_last_phase_again,
+    replan::an_appended_phase_leaves_results_and_checkpoint_alone,
+    replan::a_checkpoint_is_never_seen_by_another_phase,
     recover::a_job_inside_a_handler_is_charged_and_hears_of_it,
     recover::a_job_outside_of_a_handler_is_simply_pending_again,
     recover::a_recorder_entry_of_an_older_claim_says_nothing,
