@@ -85,8 +85,10 @@ impl Window {
 /// What is known about jobs that wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Backlog {
-    /// Due jobs may be there that are not claimed.
+    /// Due jobs may be there that could be claimed if there were room.
     pub(crate) is_waiting: bool,
+    /// Due jobs are there whose type is at its limit: they can be claimed when another of their type ends.
+    pub(crate) is_limited: bool,
     /// When the next job comes due.
     pub(crate) next_due: Option<Timestamp>,
 }
@@ -106,12 +108,18 @@ impl Backlog {
         self.is_waiting = true;
     }
 
-    /// A claim has looked at everything that was due.
-    pub(crate) fn looked(&mut self, more: bool, next_due: Option<Timestamp>) {
-        self.is_waiting = more;
-        if !more {
+    /// A claim has looked at what was due, and left some: because it was full, or because of limits of types.
+    pub(crate) fn looked(&mut self, is_full: bool, is_limited: bool, next_due: Option<Timestamp>) {
+        self.is_waiting = is_full;
+        self.is_limited = is_limited;
+        if !is_full {
             self.next_due = next_due;
         }
+    }
+
+    /// A job is not under way any more.
+    pub(crate) fn left(&mut self) {
+        self.is_waiting |= self.is_limited;
     }
 
     /// Whether a claim would find something, as far as we know.
@@ -162,14 +170,17 @@ mod tests {
             (backlog.is_due(at(29)), backlog.is_due(at(30))),
             (false, true)
         );
-        backlog.looked(false, Some(at(50)));
-        assert_eq!(
-            backlog,
-            Backlog {
-                is_waiting: false,
-                next_due: Some(at(50))
-            }
+        backlog.looked(false, true, Some(at(50)));
+        assert!(
+            !backlog.is_due(at(49)),
+            "looking again would find nothing new"
         );
+        assert!(backlog.is_due(at(50)));
+        backlog.left();
+        assert!(backlog.is_due(at(10)));
+        backlog.looked(false, false, Some(at(50)));
+        backlog.left();
+        assert!(!backlog.is_due(at(10)));
         backlog.added(at(10), at(10));
         assert!(backlog.is_due(at(10)));
     }

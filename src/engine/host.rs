@@ -102,7 +102,10 @@ impl Host for Engine {
             let mut state = self.state.lock();
             state.counts = committed.head.counts;
             if looked {
-                state.backlog.looked(claims.more, claims.next_due);
+                let is_limited = claims.more && !claims.is_full;
+                state
+                    .backlog
+                    .looked(claims.is_full, is_limited, claims.next_due);
             }
             state.planning.extend(unplanned.iter().map(|(id, ..)| *id));
         }
@@ -268,6 +271,7 @@ impl Engine {
             }
             return;
         }
+        self.state.lock().backlog.left();
         match settle.is_from {
             crate::store::ops::Source::Handler => self.live.finish(row.id, epoch),
             crate::store::ops::Source::Supervisor(reason) => self.end_claim(row.id, reason),

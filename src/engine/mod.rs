@@ -326,6 +326,7 @@ impl Engine {
         if self.live.end(id, reason, now) == crate::live::Left::Zombie {
             self.committer.ring_before(now.after(crate::live::GRACE));
         }
+        self.state.lock().backlog.left();
         self.bus.forget(id);
     }
 

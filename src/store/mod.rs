@@ -7,6 +7,8 @@
 //!
 //! Reading goes through [`Reader`], beside the writer and never inside its transaction.
 
+#[cfg(test)]
+mod conformance;
 pub(crate) mod memory;
 pub(crate) mod ops;
 mod prune;

@@ -194,7 +194,10 @@ pub(crate) struct Claims {
     pub(crate) unplanned: Vec<(JobId, Arc<str>, String)>,
     /// Due jobs may be left.
     pub(crate) more: bool,
-    /// When the next one will be due.
+    /// Some of them because of the room or the bytes that were asked for, not because of their type's limit.
+    pub(crate) is_full: bool,
+    /// When the next one will be due. Not looked for when room or bytes ran out; known also while due jobs are left that wait
+    /// for another one of their type to end.
     pub(crate) next_due: Option<Timestamp>,
     /// Jobs that ended without having been run: past their deadline.
     pub(crate) ended: Vec<(JobId, JobStatus)>,

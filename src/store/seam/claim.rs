@@ -6,7 +6,7 @@ use crate::job::JobStatus;
 use crate::store::ops::{Claimable, Claimed, Fault};
 use crate::store::seam::history::{failed_data, fault_row};
 use crate::store::seam::{Commit, Extra};
-use crate::transition::{self, Input, JobRow};
+use crate::transition::{self, Flags, Input, JobRow};
 
 impl Commit<'_> {
     pub(super) fn claim(&mut self) -> Result<()> {
@@ -31,6 +31,7 @@ impl Commit<'_> {
             rows.retain(|row| !request.exclude.contains(&row.id));
             if rows.len() > limit {
                 self.claims.more = true;
+                self.claims.is_full |= limit == self.room;
                 rows.truncate(limit);
             }
             due.extend(rows.iter().map(|row| (*row, claimable)));
@@ -42,11 +43,12 @@ impl Commit<'_> {
         for (row, claimable) in due {
             if self.room == 0 || bytes > request.bytes_max {
                 self.claims.more = true;
+                self.claims.is_full = true;
                 break;
             }
             bytes += self.claim_one(&row, claimable)?;
         }
-        if !self.claims.more {
+        if !self.claims.is_full {
             for claimable in request.types.iter() {
                 let next = self.rows.next_due(claimable.type_id, self.now)?;
                 self.claims.next_due = [self.claims.next_due, next].into_iter().flatten().min();
@@ -121,37 +123,48 @@ impl Commit<'_> {
     }
 
     /// Gives a pending job the phases of `plan`. Results are kept for the longest beginning of the new plan whose every phase,
-    /// by name and version, has one; that phase and all after it run again.
+    /// by name and version, has one; the phase behind it and all after that run again. A checkpoint is kept when the job goes
+    /// on where it was: it must not be seen by another phase.
     pub(super) fn replan(&mut self, before: &JobRow, plan: &Plan) -> Result<JobRow> {
         let plan_id = self.rows.plan_id(plan)?;
-        let mut kept = Vec::new();
-        if before.plan_id != 0 && before.phase_index > 0 {
-            let old = self.rows.plan(before.plan_id)?;
-            let results = self.rows.results(before.id)?;
-            for phase in plan.iter() {
-                let found = results
-                    .iter()
-                    .find(|(index, _)| old.get(*index as usize) == Some(phase));
-                match found {
-                    Some((_, done)) => kept.push(done.clone()),
-                    None => break,
-                }
-            }
-            self.rows.clear_results(before.id, 0)?;
-            for (index, done) in (0..).zip(&kept) {
-                self.rows.put_result(before.id, index, done)?;
-            }
+        let old = self.rows.plan(before.plan_id)?;
+        let (next, mut flags) = (before.phase_index as usize, before.flags);
+        let mut kept = next;
+        let is_fresh = next == 0 && !flags.has(Flags::SAVED);
+        let goes_on = next < old.len() && old.get(..=next) == plan.get(..=next);
+        if !is_fresh && !goes_on {
+            kept = self.keep_results(before, &old, plan)?;
+            flags = flags.without(Flags::SAVED);
         }
         let after = JobRow {
             plan_id,
             phase_count: u32::try_from(plan.len()).expect("a plan has 256 phases at most"),
-            phase_index: u32::try_from(kept.len()).expect("no more than phases"),
+            phase_index: u32::try_from(kept).expect("no more than phases"),
             phase_attempt: 0,
+            flags,
             ..*before
         };
         self.writes += 1;
         self.rows.update_job(before, &after)?;
         Ok(after)
+    }
+
+    /// Moves the results that the new plan can use to their places in it, drops the others and all checkpoints, and answers
+    /// how many are left.
+    fn keep_results(&mut self, before: &JobRow, old: &Plan, plan: &Plan) -> Result<usize> {
+        let results = self.rows.results(before.id)?;
+        let found = |phase| {
+            let has =
+                |index: u32| index < before.phase_index && old.get(index as usize) == Some(phase);
+            results.iter().find(|(index, _)| has(*index))
+        };
+        let kept: Vec<_> = plan.iter().map_while(found).collect();
+        self.writes += 1;
+        self.rows.clear_results(before.id, 0)?;
+        for (index, (_, done)) in (0..).zip(&kept) {
+            self.rows.put_result(before.id, index, done)?;
+        }
+        Ok(kept.len())
     }
 
     fn forget_results(&mut self, before: &JobRow, from_index: u32) -> Result<JobRow> {

@@ -1,0 +1,110 @@
+//! A type whose phases changed between two tries of a job: what is kept, and what runs again. Test code.
+
+use crate::job::{JobId, JobStatus};
+use crate::store::conformance::{Bench, MS, again, new_job};
+use crate::store::ops::Op;
+use crate::transition::JobRow;
+
+/// A job of the phases `a b c` that has done `done` of them, saved a checkpoint in the next one, and waits for its next try.
+fn waiting(bench: &mut Bench, done: usize) -> JobRow {
+    bench.register("import", "a b c");
+    let mut row = bench.start(new_job("import"));
+    for result in ["\"A\"", "\"B\""].iter().take(done) {
+        row = bench.complete(&row, result);
+    }
+    let op = Op::Save {
+        id: row.id,
+        epoch: row.epoch,
+        phase_index: row.phase_index,
+        json: "7".to_owned(),
+    };
+    bench.one(op).expect("saved");
+    bench.fail(&row, again(9, 0 * MS))
+}
+
+/// The results of a job, each missing one as `-`, and where its checkpoints are.
+fn kept(bench: &Bench, id: JobId) -> (String, Vec<u32>) {
+    let result = |index| bench.reader.result(id, index).expect("readable");
+    let results = (0..4).map(|index| result(index).unwrap_or_else(|| "-".to_owned()));
+    let saved = |index: &u32| {
+        bench
+            .reader
+            .checkpoint(id, *index)
+            .expect("readable")
+            .is_some()
+    };
+    let results: Vec<String> = results.collect();
+    (results.join(" "), (0..4).filter(saved).collect())
+}
+
+/// Registers other phases, claims, and answers the phase that runs next.
+fn next_phase(bench: &mut Bench, id: JobId, phases: &str) -> String {
+    bench.register("import", phases);
+    let row = bench.claim_one(id);
+    assert_eq!(row, bench.row(id));
+    assert_eq!(row.phase_count as usize, phases.split(' ').count());
+    let job = bench.job(id);
+    let mut left = phases.split(' ');
+    for phase in &job.phases {
+        let known = left.next().expect("as many").split(':').next();
+        assert_eq!(Some(&*phase.name), known);
+    }
+    job.phases[row.phase_index as usize].name.to_string()
+}
+
+pub(super) fn results_are_kept_for_the_unchanged_beginning(bench: &mut Bench) {
+    let id = waiting(bench, 2).id;
+    assert_eq!(next_phase(bench, id, "a b other"), "other");
+    assert_eq!(kept(bench, id).0, r#""A" "B" - -"#);
+    let row = bench.row(id);
+    assert_eq!((row.phase_attempt, row.attempt), (1, 2));
+    assert_eq!(bench.complete(&row, "9").status, JobStatus::Completed);
+}
+
+pub(super) fn a_new_version_runs_again_with_all_after_it(bench: &mut Bench) {
+    let id = waiting(bench, 2).id;
+    assert_eq!(next_phase(bench, id, "a:2 b c"), "a");
+    assert_eq!(kept(bench, id), ("- - - -".to_owned(), vec![]));
+}
+
+pub(super) fn an_inserted_phase_runs_and_all_after_it_again(bench: &mut Bench) {
+    let id = waiting(bench, 2).id;
+    assert_eq!(next_phase(bench, id, "a new b c"), "new");
+    assert_eq!(kept(bench, id), (r#""A" - - -"#.to_owned(), vec![]));
+}
+
+pub(super) fn a_phase_that_was_dropped_takes_no_result_with_it(bench: &mut Bench) {
+    let id = waiting(bench, 2).id;
+    assert_eq!(next_phase(bench, id, "b c"), "c");
+    assert_eq!(kept(bench, id).0, r#""B" - - -"#);
+}
+
+pub(super) fn a_shrunk_plan_runs_its_last_phase_again(bench: &mut Bench) {
+    let id = waiting(bench, 2).id;
+    assert_eq!(next_phase(bench, id, "a b"), "b");
+    assert_eq!(kept(bench, id), (r#""A" - - -"#.to_owned(), vec![]));
+    let row = bench.row(id);
+    assert_eq!(bench.complete(&row, "2").status, JobStatus::Completed);
+}
+
+pub(super) fn an_appended_phase_leaves_results_and_checkpoint_alone(bench: &mut Bench) {
+    let id = waiting(bench, 1).id;
+    assert_eq!(next_phase(bench, id, "a b c d"), "b");
+    assert_eq!(kept(bench, id), (r#""A" - - -"#.to_owned(), vec![1]));
+    let row = bench.row(id);
+    bench.complete(&row, "1");
+    assert_eq!(kept(bench, id), (r#""A" 1 - -"#.to_owned(), vec![]));
+}
+
+/// The checkpoint of a first phase was left to whichever phase stood in its place in a new plan: that handler would have
+/// taken another phase's progress for its own.
+pub(super) fn a_checkpoint_is_never_seen_by_another_phase(bench: &mut Bench) {
+    let id = waiting(bench, 0).id;
+    assert_eq!(kept(bench, id).1, [0]);
+    assert_eq!(next_phase(bench, id, "new a b c"), "new");
+    assert_eq!(kept(bench, id).1, Vec::<u32>::new());
+    let row = bench.row(id);
+    let row = bench.complete(&row, "1");
+    bench.complete(&row, "1");
+    assert_eq!(kept(bench, id), ("1 1 - -".to_owned(), vec![]));
+}
