@@ -355,7 +355,12 @@ pub(crate) fn expand(change: &LoggedChange, after: Seq, out: &mut Vec<Event>) {
             job_type: change.job_type.clone(),
             at: change.at,
             phase,
-            attempt: change.attempt,
+            // A job that was stored as claimed was created before its first attempt.
+            attempt: if kind == EventKind::Created {
+                0
+            } else {
+                change.attempt
+            },
             data,
         });
     }

@@ -97,7 +97,12 @@ impl<I, O: DeserializeOwned> JobHandle<I, O> {
                     .last()
                     .map(|error| format!(": {}", error.message))
                     .unwrap_or_default();
-                return Err(failed(format!("is {}{error}", job.status)));
+                let verb = if job.status == JobStatus::Failed {
+                    "has failed"
+                } else {
+                    "was cancelled"
+                };
+                return Err(failed(format!("{verb}{error}")));
             }
             JobStatus::Pending | JobStatus::Running => {
                 return Err(failed("is under way again".to_owned()));

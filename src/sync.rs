@@ -8,9 +8,9 @@
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::thread::{JoinHandle, ThreadId};
 
-pub(crate) use crossbeam_channel::{
-    Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded,
-};
+pub(crate) use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+#[cfg(any(feature = "signals", not(unix)))]
+pub(crate) use crossbeam_channel::{RecvTimeoutError, bounded};
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::{Error, ErrorKind, Result};
