@@ -109,6 +109,7 @@ cases! {
     recover::a_job_outside_of_a_handler_is_simply_pending_again,
     recover::a_recorder_entry_of_an_older_claim_says_nothing,
     recover::after_a_power_cut_nobody_is_charged,
+    recover::a_job_that_crashes_too_often_fails,
     recover::completed_phases_and_checkpoints_survive,
     prune::jobs_go_by_count_the_oldest_first,
     prune::jobs_that_ended_before_the_clock_was_set_go_by_count_alone,
