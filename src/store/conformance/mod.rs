@@ -98,6 +98,7 @@ cases! {
     request::bulk_changes_all_or_none,
     request::bulk_selects_by_type_and_needs_a_status,
     request::pauses_are_stored_by_queue_and_type,
+    request::a_planned_job_can_be_claimed_and_an_unplannable_one_fails,
     replan::results_are_kept_for_the_unchanged_beginning,
     replan::a_new_version_runs_again_with_all_after_it,
     replan::an_inserted_phase_runs_and_all_after_it_again,
