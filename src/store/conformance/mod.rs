@@ -112,6 +112,7 @@ cases! {
     recover::after_a_power_cut_nobody_is_charged,
     recover::a_job_that_crashes_too_often_fails,
     recover::completed_phases_and_checkpoints_survive,
+    prune::jobs_go_by_age_when_it_is_reached,
     prune::jobs_go_by_count_the_oldest_first,
     prune::jobs_that_ended_before_the_clock_was_set_go_by_count_alone,
     prune::a_step_is_bounded_and_says_that_there_is_more,
