@@ -118,6 +118,8 @@ cases! {
     prune::a_step_is_bounded_and_says_that_there_is_more,
     prune::live_jobs_are_never_pruned,
     prune::events_go_by_count_and_never_the_newest_row,
+    prune::events_go_by_age_and_numbers_are_never_used_again,
+    prune::an_old_newest_row_calls_for_no_further_step,
     prune::dead_keys_are_dropped_and_live_ones_kept,
     prune::history_ends_where_the_log_was_cut,
     log::lists_are_paged_newest_first,
