@@ -7,16 +7,19 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::json;
 use crate::time::Timestamp;
 
 /// The number of a job: positive, rising in the order of enqueueing, never used twice in one file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(i64);
+
+json::number!(JobId);
 
 impl JobId {
     /// The largest id: a phase is stored under `id * 256 + phase index` in 63 bits.
@@ -56,8 +59,7 @@ impl FromStr for JobId {
 }
 
 /// Where a job stands. The last three are terminal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum JobStatus {
     /// Waits: for its time, for a worker, or for its type to be registered.
     Pending,
@@ -70,6 +72,8 @@ pub enum JobStatus {
     /// Cancelled.
     Cancelled,
 }
+
+json::name!(JobStatus);
 
 impl JobStatus {
     /// Every status, in the order of their codes.
@@ -135,8 +139,7 @@ impl FromStr for JobStatus {
 }
 
 /// Where a phase of a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PhaseStatus {
     /// To be run.
     Pending,
@@ -151,6 +154,8 @@ pub enum PhaseStatus {
     /// Never ran, because the job failed before it.
     Skipped,
 }
+
+json::name!(PhaseStatus);
 
 impl PhaseStatus {
     /// The name on the wire, for example `skipped`.
@@ -174,12 +179,31 @@ impl fmt::Display for PhaseStatus {
 }
 
 /// A phase by its name and version: by these it is matched, never by its position.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PhaseName {
     /// Its name, 1 to 128 of `[A-Za-z0-9_.:-]`.
     pub name: Arc<str>,
     /// Its version; results of another version count as missing.
     pub version: u32,
+}
+
+/// `[name, version]`
+impl Serialize for PhaseName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        (&*self.name, self.version).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for PhaseName {
+    fn deserialize<D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<PhaseName, D::Error> {
+        let (name, version) = <(String, u32)>::deserialize(deserializer)?;
+        Ok(PhaseName {
+            name: name.into(),
+            version,
+        })
+    }
 }
 
 impl PhaseName {
@@ -214,9 +238,20 @@ pub enum RetryFrom {
     Start,
 }
 
+/// What is done to a whole set of jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BulkAction {
+    /// Cancel each.
+    Cancel,
+    /// Try each again.
+    Retry(RetryFrom),
+    /// Delete each.
+    Delete,
+}
+
 /// What a stored error is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorCause {
     /// The handler returned an error.
@@ -236,6 +271,8 @@ pub enum ErrorCause {
     /// The process died in this job more often than allowed.
     CrashLimit,
 }
+
+json::name!(ErrorCause);
 
 impl ErrorCause {
     pub(crate) const ALL: [ErrorCause; 8] = [
@@ -278,7 +315,7 @@ impl fmt::Display for ErrorCause {
 }
 
 /// One entry of a job's error history.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobError {
     /// The phase it happened in; none for a job that failed between phases.
     pub phase: Option<Arc<str>>,
@@ -291,13 +328,13 @@ pub struct JobError {
     /// The message, at most 8 KiB.
     pub message: String,
     /// Where it came from: always for a panic, for a returned error if `RUST_BACKTRACE` asks for it. At most 16 KiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub backtrace: Option<String>,
 }
 
+json::object!(JobError { phase, attempt, at, kind, message, ?backtrace, });
+
 /// How a phase came to be interrupted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum InterruptionReason {
     /// The process that ran it died, with the machine still up.
@@ -309,6 +346,8 @@ pub enum InterruptionReason {
     /// The queue or the job type was paused.
     Paused,
 }
+
+json::name!(InterruptionReason);
 
 impl InterruptionReason {
     pub(crate) const ALL: [InterruptionReason; 4] = [
@@ -337,7 +376,7 @@ impl InterruptionReason {
 }
 
 /// What was cut off in a job: the context that its next try gets to see.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interruption {
     /// The phase that was inside its handler.
     pub phase: Arc<str>,
@@ -351,8 +390,16 @@ pub struct Interruption {
     pub reason: InterruptionReason,
 }
 
+json::object!(Interruption {
+    phase,
+    attempt,
+    since,
+    at,
+    reason,
+});
+
 /// A phase of a stored job.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PhaseRecord {
     /// Its name.
     pub name: Arc<str>,
@@ -372,14 +419,24 @@ pub struct PhaseRecord {
     pub error: Option<String>,
 }
 
+json::object!(PhaseRecord {
+    name,
+    version,
+    status,
+    attempt,
+    started_at,
+    finished_at,
+    result,
+    error,
+});
+
 /// The facts of a stored job that lists show.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct JobSummary {
     /// Its id.
     pub id: JobId,
     /// Its type.
-    #[serde(rename = "type")]
     pub job_type: Arc<str>,
     /// Where it stands.
     pub status: JobStatus,
@@ -407,12 +464,16 @@ pub struct JobSummary {
     pub phase_count: u32,
 }
 
+json::object!(JobSummary {
+    id, "type" = job_type, status, attempt, crash_count, priority, run_at, created_at, started_at, finished_at, deadline,
+    webhook_sent, phases_done, phase_count,
+});
+
 /// A stored job with everything that is known about it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Job {
     /// What lists show.
-    #[serde(flatten)]
     pub summary: JobSummary,
     /// What it was enqueued with.
     pub input: Value,
@@ -424,6 +485,34 @@ pub struct Job {
     pub errors: Vec<JobError>,
     /// The last interruption of this attempt series.
     pub interruption: Option<Interruption>,
+}
+
+/// The summary's fields first, then its own, in one object.
+impl Serialize for Job {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let summary = &self.summary;
+        json::fields!(
+            summary,
+            map,
+            id,
+            "type" = job_type,
+            status,
+            attempt,
+            crash_count,
+            priority,
+            run_at,
+            created_at,
+            started_at,
+            finished_at,
+            deadline,
+            webhook_sent,
+            phases_done,
+            phase_count,
+        );
+        json::fields!(self, map, input, unique_key, phases, errors, interruption,);
+        map.end()
+    }
 }
 
 impl std::ops::Deref for Job {

@@ -35,6 +35,17 @@ pub(crate) enum RunAt {
     At(Timestamp),
 }
 
+impl RunAt {
+    /// The time it means to a job that is enqueued at `now`.
+    pub(crate) fn at(self, now: Timestamp) -> Timestamp {
+        match self {
+            RunAt::Now => now,
+            RunAt::After(delay) => now.after(delay),
+            RunAt::At(at) => at.max(now),
+        }
+    }
+}
+
 /// A job to be enqueued: a job type, an input, and how it is to be treated.
 ///
 /// ```

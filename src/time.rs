@@ -13,16 +13,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
-
 use crate::sync::Mutex;
 
 /// A point in time: whole milliseconds since 1970-01-01T00:00:00 UTC.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
+
+crate::json::number!(Timestamp);
 
 impl Timestamp {
     /// The latest time that can be stored: the end of the year 9999. Sums stop here.

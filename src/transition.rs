@@ -161,6 +161,20 @@ pub(crate) enum Input {
     Delete,
 }
 
+impl Input {
+    /// The claim it belongs to, if it belongs to one.
+    pub(crate) fn epoch(&self) -> Option<i64> {
+        match self {
+            Input::PhaseCompleted { epoch, .. }
+            | Input::PhaseFailed { epoch, .. }
+            | Input::Snooze { epoch, .. }
+            | Input::HandlerCancelled { epoch }
+            | Input::Interrupted { epoch, .. } => Some(*epoch),
+            Input::Claim | Input::Cancel | Input::Retry(_) | Input::Delete => None,
+        }
+    }
+}
+
 /// What is to become of a job: written in one commit, or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]

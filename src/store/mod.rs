@@ -41,6 +41,9 @@ pub(crate) trait Store: Send {
     /// Writes everything that is committed to the medium, and shrinks the files beside the main one.
     fn checkpoint(&mut self) -> Result<()>;
 
+    /// Lets the file go. Whoever writes or reads afterwards gets an error.
+    fn close(&mut self);
+
     /// A reader of the same data. Readers are independent of the writer and of each other.
     fn reader(&self) -> Arc<dyn Reader>;
 }
@@ -148,7 +151,6 @@ pub(crate) trait Rows {
     fn set_job_type(&mut self, row: &TypeRow) -> Result<()>;
     fn plan_id(&mut self, plan: &Plan) -> Result<i64>;
     fn plan(&mut self, plan_id: i64) -> Result<Plan>;
-    fn is_paused(&mut self) -> Result<bool>;
     fn set_paused(&mut self, paused: bool) -> Result<()>;
 
     fn job(&mut self, id: JobId) -> Result<Option<JobRow>>;
@@ -260,7 +262,9 @@ pub(crate) trait Reader: Send + Sync {
     fn check(&self) -> Result<Vec<String>>;
     /// A name for this very file, made when it was created: event numbers are only comparable within it.
     fn file_id(&self) -> Result<String>;
-    /// Job types and whether they are paused, and whether the queue is.
+    /// Every job type of the file: name, number, and the number of its fixed plan or 0.
+    fn types(&self) -> Result<Vec<(Arc<str>, i64, i64)>>;
+    /// Whether the queue is paused, and the paused job types.
     fn pauses(&self) -> Result<(bool, Vec<Arc<str>>)>;
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::config::Retention;
 use crate::event::Plan;
-use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, RetryFrom};
+use crate::job::{BulkAction, ErrorCause, InterruptionReason, JobId, JobStatus, RetryFrom};
 use crate::new_job::NewJob;
+use crate::phase::context::StopReason;
 use crate::store::{Details, Filter};
 use crate::time::Timestamp;
 use crate::transition::{Input, JobRow};
@@ -54,11 +55,38 @@ pub(crate) struct PlannedJob {
 #[derive(Debug)]
 pub(crate) struct Settle {
     pub(crate) id: JobId,
+    /// The phase it is about: an outcome of another one is stale.
+    pub(crate) phase_index: u32,
     pub(crate) input: Input,
     /// When its handler was entered.
     pub(crate) started_at: Timestamp,
     pub(crate) result: Option<String>,
     pub(crate) error: Option<Fault>,
+    pub(crate) is_from: Source,
+}
+
+/// Who says what became of a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Its handler has returned, or was never entered.
+    Handler,
+    /// Somebody who did not wait for the handler: it may still be inside.
+    Supervisor(StopReason),
+}
+
+impl Settle {
+    /// An outcome without result and error.
+    pub(crate) fn void(row: &JobRow, input: Input) -> Settle {
+        Settle {
+            id: row.id,
+            phase_index: row.phase_index,
+            input,
+            started_at: row.phase_started_at.unwrap_or(row.run_at),
+            result: None,
+            error: None,
+            is_from: Source::Handler,
+        }
+    }
 }
 
 /// What a try left in the error history.
@@ -67,14 +95,6 @@ pub(crate) struct Fault {
     pub(crate) cause: ErrorCause,
     pub(crate) message: String,
     pub(crate) backtrace: Option<String>,
-}
-
-/// What is done to a whole set of jobs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BulkAction {
-    Cancel,
-    Retry(RetryFrom),
-    Delete,
 }
 
 /// One action on every job that a filter names, or on none.
@@ -134,7 +154,7 @@ pub(crate) struct ClaimRequest {
     pub(crate) room: usize,
     /// Claims stop when the inputs of this commit's claims are larger in sum.
     pub(crate) bytes_max: usize,
-    pub(crate) types: Vec<Claimable>,
+    pub(crate) types: Arc<[Claimable]>,
     /// Jobs whose earlier handler has not returned, or whose plan is being made.
     pub(crate) exclude: HashSet<JobId>,
     /// A worker is idle and nothing is due: new jobs may be stored as claimed.
@@ -167,11 +187,15 @@ pub(crate) struct Claimed {
 /// What the claiming part of a commit found.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
+    /// What is due was looked at; else `more` and `next_due` say nothing.
+    pub(crate) looked: bool,
     pub(crate) claimed: Vec<Claimed>,
     /// Due jobs whose plan must be made before they can be claimed: id, type and input.
     pub(crate) unplanned: Vec<(JobId, Arc<str>, String)>,
     /// Due jobs may be left.
     pub(crate) more: bool,
+    /// Some of them because of the room or the bytes that were asked for, not because of their type's limit.
+    pub(crate) is_full: bool,
     /// When the next one will be due. Not looked for when room or bytes ran out; known also while due jobs are left that wait
     /// for another one of their type to end.
     pub(crate) next_due: Option<Timestamp>,

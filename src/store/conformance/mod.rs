@@ -213,7 +213,7 @@ impl Bench {
         ClaimRequest {
             room: 100,
             bytes_max: usize::MAX,
-            types: self.types.clone(),
+            types: self.types.clone().into(),
             exclude: HashSet::new(),
             direct: false,
             from_backlog: true,
@@ -452,11 +452,10 @@ fn settle(
     error: Option<Fault>,
 ) -> Settle {
     Settle {
-        id: row.id,
-        input,
         started_at,
         result: result.map(str::to_owned),
         error,
+        ..Settle::void(row, input)
     }
 }
 

@@ -10,12 +10,10 @@ use std::time::Duration;
 use crate::config::{Keep, Retention};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
-use crate::job::{ErrorCause, InterruptionReason, Job, JobId, JobStatus, RetryFrom};
+use crate::job::{BulkAction, ErrorCause, InterruptionReason, Job, JobId, JobStatus, RetryFrom};
 use crate::new_job::{NewJob, While};
 use crate::store::conformance::{Bench, START, new_job, plan, settle};
-use crate::store::ops::{
-    Bulk, BulkAction, ClaimRequest, Fault, Op, PlannedJob, Prune, Recover, Release,
-};
+use crate::store::ops::{Bulk, ClaimRequest, Fault, Op, PlannedJob, Prune, Recover, Release};
 use crate::store::seam::{self, Committed};
 use crate::store::{Failure, Filter, Head, Position};
 use crate::time::Timestamp;

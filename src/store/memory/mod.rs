@@ -113,6 +113,9 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    /// What is in memory stays readable for as long as somebody holds it.
+    fn close(&mut self) {}
+
     fn reader(&self) -> Arc<dyn Reader> {
         self.shared.clone()
     }

@@ -120,6 +120,15 @@ impl Reader for Shared {
         Ok(self.file_id.clone())
     }
 
+    fn types(&self) -> Result<Vec<(Arc<str>, i64, i64)>> {
+        let data = self.data.lock();
+        Ok(data
+            .types
+            .values()
+            .map(|(name, row)| (name.clone(), row.id, row.plan_id))
+            .collect())
+    }
+
     fn pauses(&self) -> Result<(bool, Vec<Arc<str>>)> {
         let data = self.data.lock();
         let paused = data.types.values().filter(|(_, row)| row.paused);

@@ -77,10 +77,6 @@ impl Rows for Tx<'_> {
         self.data.plan(plan_id)
     }
 
-    fn is_paused(&mut self) -> Result<bool> {
-        Ok(!self.data.paused.is_empty())
-    }
-
     fn set_paused(&mut self, paused: bool) -> Result<()> {
         if paused {
             self.data.paused.put((), ());

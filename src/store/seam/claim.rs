@@ -10,12 +10,11 @@ use crate::transition::{self, Flags, Input, JobRow};
 
 impl Commit<'_> {
     pub(super) fn claim(&mut self) -> Result<()> {
+        self.claims.looked = true;
         let request = self.request;
         let mut due: Vec<(JobRow, &Claimable)> = Vec::new();
         let mut rows = Vec::new();
-        // Something due was left because of the room or the bytes that were asked for, and not because of its type's limit.
-        let mut is_full = false;
-        for claimable in &request.types {
+        for claimable in request.types.iter() {
             let mut limit = self.room;
             if let Some(max) = claimable.concurrency {
                 let running = self.rows.running(claimable.type_id)?;
@@ -32,7 +31,7 @@ impl Commit<'_> {
             rows.retain(|row| !request.exclude.contains(&row.id));
             if rows.len() > limit {
                 self.claims.more = true;
-                is_full |= limit == self.room;
+                self.claims.is_full |= limit == self.room;
                 rows.truncate(limit);
             }
             due.extend(rows.iter().map(|row| (*row, claimable)));
@@ -44,13 +43,13 @@ impl Commit<'_> {
         for (row, claimable) in due {
             if self.room == 0 || bytes > request.bytes_max {
                 self.claims.more = true;
-                is_full = true;
+                self.claims.is_full = true;
                 break;
             }
             bytes += self.claim_one(&row, claimable)?;
         }
-        if !is_full {
-            for claimable in &request.types {
+        if !self.claims.is_full {
+            for claimable in request.types.iter() {
                 let next = self.rows.next_due(claimable.type_id, self.now)?;
                 self.claims.next_due = [self.claims.next_due, next].into_iter().flatten().min();
             }

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Change, Plan};
 use crate::job::{JobId, JobStatus};
-use crate::new_job::{Enqueued, RunAt, UniqueKey, While};
+use crate::new_job::{Enqueued, UniqueKey, While};
 use crate::store::ops::{Claimed, PlannedJob};
 use crate::store::seam::Commit;
 use crate::store::{Details, Holder, Rows, TypeRow};
@@ -29,11 +29,7 @@ impl Commit<'_> {
             None => (0, 0),
         };
         let now = self.now;
-        let run_at = match job.run_at {
-            RunAt::Now => now,
-            RunAt::After(delay) => now.after(delay),
-            RunAt::At(at) => at.max(now),
-        };
+        let run_at = job.run_at.at(now);
         if self.head.job_id >= JobId::MAX {
             return Err(Error::new(
                 ErrorKind::Storage,

@@ -57,12 +57,11 @@ pub(super) fn failed_data(transition: &Transition, error: Option<&ErrorRow>) -> 
     let (kind, message) = error.map_or((ErrorCause::Error, ""), |error| {
         (error.cause, error.message.as_str())
     });
-    let data = match transition.change {
-        Change::FailedAndRetrying => {
-            json!({"kind": kind, "message": message, "reason": "failed", "run_at": transition.after.run_at})
-        }
-        _ => json!({"kind": kind, "message": message}),
-    };
+    let mut data = json!({"kind": kind, "message": message});
+    if transition.change == Change::FailedAndRetrying {
+        data["reason"] = json!("failed");
+        data["run_at"] = json!(transition.after.run_at);
+    }
     Some(data.to_string())
 }
 

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Change, Plan};
-use crate::job::{CancelOutcome, ErrorCause, JobId, JobStatus};
-use crate::store::ops::{Bulk, BulkAction, Fault};
+use crate::job::{BulkAction, CancelOutcome, ErrorCause, JobId, JobStatus};
+use crate::store::ops::{Bulk, Fault};
 use crate::store::seam::history::fault_row;
 use crate::store::seam::{BULK_MAX, Commit, Extra};
 use crate::store::{Done, TypeRow};

@@ -17,6 +17,10 @@ impl Commit<'_> {
         let Some(before) = self.rows.job(settle.id)? else {
             return Ok(None);
         };
+        // A timeout may come in beside the outcome of its phase: then the job is a phase further, in the same epoch.
+        if before.phase_index != settle.phase_index {
+            return Ok(None);
+        }
         let input = self.at_the_edge(&before, settle.input);
         let transition = match transition::decide(&before, &input, self.now) {
             Ok(transition) => transition,

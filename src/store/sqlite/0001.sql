@@ -15,7 +15,7 @@ CREATE TABLE job_type (
   paused INTEGER NOT NULL CHECK (paused IN (0, 1))
 ) STRICT;
 
--- Lists of phases by number: a JSON array of {"name", "version"}.
+-- Lists of phases by number: a JSON array of [name, version].
 CREATE TABLE plan (
   id INTEGER PRIMARY KEY,
   phases TEXT NOT NULL UNIQUE
@@ -42,7 +42,9 @@ CREATE TABLE job (
   finished_at_ms INTEGER CHECK ((finished_at_ms IS NOT NULL) = (status >= 2)),
   deadline_ms INTEGER,
   last_seq INTEGER NOT NULL,
-  flags INTEGER NOT NULL
+  flags INTEGER NOT NULL,
+  unique_key TEXT,
+  input TEXT
 ) STRICT;
 
 -- What can be claimed, in the order of claims, and what is running.
@@ -50,11 +52,10 @@ CREATE INDEX job_live ON job (status, type_id, priority DESC, run_at_ms) WHERE s
 -- What is over, in the order in which it ended.
 CREATE INDEX job_over ON job (status, finished_at_ms) WHERE status >= 2;
 
--- Apart from the hot row: written once, read at the claim.
+-- Inputs that are too large for the hot row, which is written again with every change: then job.input is null.
 CREATE TABLE payload (
   job_id INTEGER PRIMARY KEY,
-  input TEXT NOT NULL,
-  unique_key TEXT
+  input TEXT NOT NULL
 ) STRICT;
 
 -- Completed phases. id = job id * 256 + phase index.

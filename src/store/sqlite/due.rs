@@ -3,9 +3,12 @@
 //! The index `job_live` has the jobs of a type by priority, then `run_at_ms`. Due jobs of a priority are one range of it, those
 //! of all priorities are not: each priority in use costs one step.
 
+use std::collections::HashMap;
+
 use rusqlite::{Connection, params};
 
 use crate::error::Result;
+use crate::job::JobId;
 use crate::store::sqlite::rows::{self, job_columns, number, read};
 use crate::time::Timestamp;
 use crate::transition::JobRow;
@@ -17,7 +20,7 @@ pub(super) const SELECT_PRIORITY: &str = "SELECT priority FROM job
 pub(super) const SELECT_DUE: &str = concat!(
     "SELECT ",
     job_columns!(),
-    " FROM job
+    ", input FROM job
     WHERE status = 0 AND status <= 1 AND type_id = ?1 AND priority = ?2 AND run_at_ms <= ?3
     ORDER BY run_at_ms, id LIMIT ?4"
 );
@@ -28,13 +31,14 @@ pub(super) const SELECT_NEXT_DUE: &str = "SELECT run_at_ms FROM job
 /// Above every priority.
 const TOP: i64 = i32::MAX as i64 + 1;
 
-/// Appends due jobs of a type, in the order of claims, until `out` has `most`.
+/// Appends due jobs of a type, in the order of claims, until `out` has `most`; and the inputs that are in their rows.
 pub(super) fn first(
     conn: &Connection,
     type_id: i64,
     now: Timestamp,
     most: usize,
     out: &mut Vec<JobRow>,
+    inputs: &mut HashMap<JobId, String>,
 ) -> Result<()> {
     let mut below = TOP;
     while out.len() < most
@@ -44,7 +48,11 @@ pub(super) fn first(
         let left = rows::limit(most - out.len());
         let mut rows = read(statement.query(params![type_id, priority, now.as_millis(), left]))?;
         while let Some(row) = read(rows.next())? {
-            out.push(rows::job(row)?);
+            let job = rows::job(row)?;
+            if let Some(input) = read(row.get(rows::JOB_COLUMNS))? {
+                inputs.insert(job.id, input);
+            }
+            out.push(job);
         }
         below = priority;
     }

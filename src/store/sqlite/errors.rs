@@ -22,11 +22,11 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 pub(super) fn kind_of_io(error: &std::io::Error) -> ErrorKind {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            ErrorKind::StorageFull
-        }
-        _ => ErrorKind::Storage,
+    use std::io::ErrorKind as Io;
+    if matches!(error.kind(), Io::StorageFull | Io::QuotaExceeded) {
+        ErrorKind::StorageFull
+    } else {
+        ErrorKind::Storage
     }
 }
 
@@ -55,15 +55,22 @@ pub(super) fn map(error: rusqlite::Error, context: Context<'_>) -> Error {
             ": check the permissions of the file and its directory",
         ),
         Some(ErrorCode::ConstraintViolation) => (ErrorKind::Corrupt, ""),
-        _ => match &error {
-            rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..)
-            | rusqlite::Error::Utf8Error(..) => (ErrorKind::Corrupt, ""),
-            _ => (ErrorKind::Storage, ""),
-        },
+        _ if is_of_a_value(&error) => (ErrorKind::Corrupt, ""),
+        _ => (ErrorKind::Storage, ""),
     };
     Error::new(kind, format!("{doing}{advice}")).with_source(error)
+}
+
+/// A column that holds another type than we ever write.
+fn is_of_a_value(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error as Sql;
+    matches!(
+        error,
+        Sql::InvalidColumnType(..)
+            | Sql::FromSqlConversionFailure(..)
+            | Sql::IntegralValueOutOfRange(..)
+            | Sql::Utf8Error(..)
+    )
 }
 
 /// A value in a row that we never write.

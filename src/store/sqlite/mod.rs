@@ -99,6 +99,11 @@ impl Store for SqliteStore {
         }
     }
 
+    fn close(&mut self) {
+        self.readers.close();
+        self.conn = None;
+    }
+
     fn reader(&self) -> Arc<dyn Reader> {
         self.readers.clone()
     }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
 
 use crate::config::ERRORS_KEPT;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{LoggedChange, Seq};
 use crate::job::{Job, JobId, JobStatus};
 use crate::store::sqlite::commit::{COUNT_RUNNING, SELECT_PAUSED};
@@ -29,11 +29,11 @@ use crate::transition::{Flags, JobRow};
 const IDLE_MAX: usize = 4;
 
 const SELECT_STATUS: &str = "SELECT status FROM job WHERE id = ?1";
-const SELECT_PAYLOAD: &str = "SELECT input, unique_key FROM payload WHERE job_id = ?1";
 const SELECT_RESULT: &str = "SELECT result FROM phase WHERE id = ?1";
 const SELECT_CHECKPOINT: &str = "SELECT value FROM checkpoint WHERE id = ?1";
 const SELECT_TYPE_ID: &str = "SELECT id FROM job_type WHERE name = ?1";
 const SELECT_TYPE_PAUSED: &str = "SELECT paused FROM job_type WHERE id = ?1";
+const SELECT_TYPES: &str = "SELECT name, id, plan_id FROM job_type ORDER BY id";
 const SELECT_PAUSED_TYPES: &str = "SELECT name FROM job_type WHERE paused = 1 ORDER BY name";
 const SELECT_FILE_ID: &str = "SELECT value FROM meta WHERE key = 'file_id'";
 const SELECT_OLDEST_SEQ: &str = "SELECT seq FROM event ORDER BY seq LIMIT 1";
@@ -85,6 +85,7 @@ struct State {
     names: Names,
     /// Connections of an older generation are dropped when they come back.
     generation: u64,
+    is_closed: bool,
 }
 
 impl Readers {
@@ -103,9 +104,18 @@ impl Readers {
         };
     }
 
+    /// No connection is handed out any more.
+    pub(super) fn close(&self) {
+        self.drop_all();
+        self.state.lock().is_closed = true;
+    }
+
     fn with<T>(&self, look: impl FnOnce(&Connection, &mut Names) -> Result<T>) -> Result<T> {
         let (conn, mut names, generation) = {
             let mut state = self.state.lock();
+            if state.is_closed {
+                return Err(Error::closed());
+            }
             (
                 state.idle.pop(),
                 std::mem::take(&mut state.names),
@@ -142,14 +152,9 @@ fn type_id(conn: &Connection, name: &str) -> Result<Option<i64>> {
 }
 
 fn load(conn: &Connection, names: &mut Names, row: &JobRow) -> Result<Job> {
-    let mut statement = read(conn.prepare_cached(SELECT_PAYLOAD))?;
-    let payload = statement.query_row([row.id.as_i64()], |row| {
-        Ok((row.get::<_, String>(0)?, row.get(1)?))
-    });
-    let (input, unique_key) = read(payload.optional())?
-        .ok_or_else(|| errors::corrupt("payload", row.id.as_i64(), "job_id", "of no row"))?;
+    let (input, unique_key) = rows::input(conn, row.id)?;
     let input: Value = serde_json::from_str(&input)
-        .map_err(|_| errors::corrupt("payload", row.id.as_i64(), "input", &input))?;
+        .map_err(|_| errors::corrupt(rows::table_of(&input), row.id.as_i64(), "input", &input))?;
     let stored: Vec<StoredError> = if row.flags.has(Flags::ERRORS) {
         rows::errors(conn, row.id, ERRORS_KEPT)?
     } else {
@@ -296,6 +301,16 @@ impl Reader for Readers {
 
     fn file_id(&self) -> Result<String> {
         self.with(|conn, _| read(conn.query_row(SELECT_FILE_ID, [], |row| row.get(0))))
+    }
+
+    fn types(&self) -> Result<Vec<(Arc<str>, i64, i64)>> {
+        self.with(|conn, _| {
+            let mut statement = read(conn.prepare_cached(SELECT_TYPES))?;
+            let types = read(statement.query_map([], |row| {
+                Ok((row.get::<_, String>(0)?.into(), row.get(1)?, row.get(2)?))
+            }))?;
+            types.map(read).collect()
+        })
     }
 
     fn pauses(&self) -> Result<(bool, Vec<Arc<str>>)> {

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 use crate::error::Result;
 use crate::event::{Change, LoggedChange};
 use crate::job::{ErrorCause, JobError, JobId, JobStatus};
+use crate::store::sqlite::commit;
 use crate::store::sqlite::errors::{self, Context};
 use crate::store::sqlite::names::Names;
 use crate::store::view::StoredError;
@@ -25,6 +26,9 @@ macro_rules! job_columns {
 }
 pub(super) use job_columns;
 
+/// How many they are: a column after them has this index.
+pub(super) const JOB_COLUMNS: usize = 19;
+
 /// The columns of the log, in the order that [`change`] reads them.
 macro_rules! event_columns {
     () => {
@@ -35,6 +39,8 @@ pub(super) use event_columns;
 
 pub(super) const SELECT_JOB: &str = concat!("SELECT ", job_columns!(), " FROM job WHERE id = ?1");
 pub(super) const SELECT_HEAD: &str = "SELECT seq, span, head FROM event ORDER BY seq DESC LIMIT 1";
+pub(super) const SELECT_INPUT: &str = "SELECT coalesce(job.input, payload.input), job.unique_key
+    FROM job LEFT JOIN payload ON payload.job_id = job.id WHERE job.id = ?1";
 pub(super) const SELECT_ERRORS: &str =
     "SELECT phase, attempt, at_ms, since_ms, cause, message, backtrace, id
     FROM job_error WHERE job_id = ?1 ORDER BY id DESC LIMIT ?2";
@@ -96,6 +102,32 @@ pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {
         last_seq: read(row.get(17))?,
         flags: Flags(read(row.get(18))?),
     })
+}
+
+/// Where an input of this size is stored.
+pub(super) fn table_of(input: &str) -> &'static str {
+    if input.len() <= commit::INLINE_BYTES_MAX {
+        "job"
+    } else {
+        "payload"
+    }
+}
+
+/// The input of a job, wherever it is stored, and its unique key.
+pub(super) fn input(conn: &Connection, id: JobId) -> Result<(String, Option<String>)> {
+    let mut statement = read(conn.prepare_cached(SELECT_INPUT))?;
+    let found = statement.query_row([id.as_i64()], |row| {
+        Ok((row.get::<_, Option<String>>(0)?, row.get(1)?))
+    });
+    match read(found.optional())? {
+        Some((Some(input), unique_key)) => Ok((input, unique_key)),
+        Some((None, _)) | None => Err(errors::corrupt(
+            "payload",
+            id.as_i64(),
+            "job_id",
+            "of no row",
+        )),
+    }
 }
 
 pub(super) fn find_job(conn: &Connection, id: JobId) -> Result<Option<JobRow>> {

@@ -78,14 +78,12 @@ fn furnished(scene: &Scene) -> SqliteStore {
     let row = |committed: seam::Committed| committed.claims.claimed[0].row;
     let claimed = commit(&mut store, &[Op::Enqueue(vec![planned])], &request);
     let row = row(claimed.expect("a commit"));
-    let now = Timestamp::from_millis(1_800_000_000_000);
     let settle = |phase_index, input, error| {
         Op::Settle(Settle {
-            id: row.id,
-            input,
-            started_at: now,
+            phase_index,
             result: Some(format!("{phase_index}")),
             error,
+            ..Settle::void(&row, input)
         })
     };
     let save = Op::Save {
@@ -120,12 +118,12 @@ fn request() -> ClaimRequest {
     ClaimRequest {
         room: 9,
         bytes_max: 1000,
-        types: vec![Claimable {
+        types: Arc::new([Claimable {
             type_id: 1,
             job_type: "import".into(),
             plan: None,
             concurrency: None,
-        }],
+        }]),
         from_backlog: true,
         ..ClaimRequest::default()
     }
@@ -152,7 +150,7 @@ fn every_hot_statement_uses_its_index_and_none_sorts() {
             "USING INDEX job_error_job (job_id=?)",
         ),
         (commit::TRIM_ERRORS, "USING COVERING INDEX job_error_job"),
-        (commit::SELECT_INPUT, by_id),
+        (rows::SELECT_INPUT, by_id),
         (
             commit::SELECT_TYPE,
             "USING INDEX sqlite_autoindex_job_type_1",
@@ -417,8 +415,13 @@ fn a_damaged_row_is_named_by_table_row_and_column() {
             "phase_index",
             "1099511627776",
         ),
-        ("UPDATE payload SET input = '{'", "payload", "input", "{"),
-        ("DELETE FROM payload", "payload", "job_id", "of no row"),
+        ("UPDATE job SET input = '{'", "job", "input", "{"),
+        (
+            "UPDATE job SET input = NULL",
+            "payload",
+            "job_id",
+            "of no row",
+        ),
         ("UPDATE plan SET phases = '[1]'", "plan", "phases", "[1]"),
         ("DELETE FROM plan", "plan", "id", "of no row"),
         ("DELETE FROM job_type", "job_type", "id", "of no row"),

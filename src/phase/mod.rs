@@ -3,6 +3,8 @@
 //! A handler is any `Fn(&PhaseContext<Input>) -> Result<T, PhaseError>`. Types stop here: the engine behind passes JSON text
 //! and reaches the handler through [`TypeDef`], which knows how to turn one into the other.
 
+pub(crate) mod context;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,13 +13,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use crate::config;
-use crate::context::{Attempt, PhaseContext};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Plan;
 use crate::job::{ErrorCause, PhaseName};
+use crate::phase::context::{Attempt, PhaseContext};
 use crate::retry::RetryPolicy;
 
 /// A phase key: the name of a phase, the type of its result, and its own limits.
@@ -588,6 +589,3 @@ pub(crate) fn decode<T: DeserializeOwned>(
         )
     })
 }
-
-/// For closures that take and give JSON.
-pub type Json = Value;

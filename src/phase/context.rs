@@ -175,7 +175,7 @@ impl<I> PhaseContext<I> {
     /// # Errors
     /// As for [`get`](PhaseContext::get).
     pub fn get_json(&self, name: &str) -> std::result::Result<serde_json::Value, PhaseError> {
-        phase::decode(name, &*self.result(name)?)
+        phase::decode(name, &self.result(name)?)
     }
 
     fn result(&self, name: &str) -> std::result::Result<Arc<str>, PhaseError> {

@@ -1,0 +1,258 @@
+//! A queue's file, opened by a process that does not run its jobs. L4: delegates only.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::config::{Durability, Limits};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Seq};
+use crate::explain::{self, Explanation, Stats};
+use crate::job::{BulkAction, CancelOutcome, Job, JobId, JobStatus, RetryFrom};
+use crate::new_job::{Enqueued, NewJob};
+use crate::owner;
+use crate::phase::TypeDef;
+use crate::requests::{self, JobPage, ListFilter, Requests};
+use crate::store::ops::{ClaimRequest, Op};
+use crate::store::sqlite::{self, SqliteStore};
+use crate::store::{Done, Failure, Reader, Store, seam};
+use crate::sync::Mutex;
+use crate::time::{Clock, Timestamp};
+
+/// Enqueues, cancels, retries and inspects jobs in the file of a queue that another process runs, or none at present. The
+/// running process notices at once.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("jobs.db");
+/// let client = stepwell::Client::open(&path)?;
+/// let id = client.enqueue("import", &serde_json::json!({"url": "http://example.com/a"}))?;
+/// assert_eq!(client.status(id)?, Some(stepwell::JobStatus::Pending));
+/// # Ok::<(), stepwell::Error>(())
+/// ```
+pub struct Client {
+    path: PathBuf,
+    store: Mutex<SqliteStore>,
+    reader: Arc<dyn Reader>,
+    clock: Clock,
+    limits: Limits,
+}
+
+impl Client {
+    /// Opens the file of a queue, and creates it if it is not there. Its directory must be.
+    ///
+    /// # Errors
+    /// `InvalidConfig` when the file is of another program or of a newer stepwell; `Storage` when it cannot be used.
+    pub fn open(path: impl AsRef<Path>) -> Result<Client> {
+        Client::open_with(path, Durability::Full)
+    }
+
+    /// As [`open`](Client::open); `durability` is what this client's own changes survive.
+    ///
+    /// # Errors
+    /// As for [`open`](Client::open).
+    pub fn open_with(path: impl AsRef<Path>, durability: Durability) -> Result<Client> {
+        let path = sqlite::canonical(path.as_ref())?;
+        let store = SqliteStore::open(&path, durability)?;
+        let reader = store.reader();
+        Ok(Client {
+            path,
+            store: Mutex::new(store),
+            reader,
+            clock: Clock::system(),
+            limits: Limits::default(),
+        })
+    }
+
+    /// The process that runs jobs on this file now.
+    #[must_use]
+    pub fn owner_pid(&self) -> Option<u32> {
+        owner::running_owner(&self.path)
+    }
+
+    /// Enqueues a job of `job_type`.
+    ///
+    /// # Errors
+    /// `InvalidJob` when the input is too large or cannot be written as JSON; `Storage` and its kin when the disk fails.
+    pub fn enqueue(&self, job_type: &str, input: &impl Serialize) -> Result<JobId> {
+        let enqueued = self.enqueue_all(vec![NewJob::new(job_type, input)?])?;
+        enqueued
+            .first()
+            .map(|enqueued| enqueued.id)
+            .ok_or_else(Error::closed)
+    }
+
+    /// Enqueues jobs in one commit: all of them or none. Answers in the same order.
+    ///
+    /// # Errors
+    /// As for [`enqueue`](Client::enqueue).
+    pub fn enqueue_all(&self, jobs: Vec<NewJob>) -> Result<Vec<Enqueued>> {
+        requests::enqueue(self, jobs)
+    }
+
+    /// See [`JobQueue::cancel`](crate::JobQueue::cancel).
+    ///
+    /// # Errors
+    /// `Storage` and its kin.
+    pub fn cancel(&self, id: JobId) -> Result<CancelOutcome> {
+        requests::cancel(self, id)
+    }
+
+    /// See [`JobQueue::retry`](crate::JobQueue::retry).
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is pending, running or completed; `Storage` and its kin.
+    pub fn retry(&self, id: JobId, from: RetryFrom) -> Result<()> {
+        requests::retry(self, id, from)
+    }
+
+    /// See [`JobQueue::delete`](crate::JobQueue::delete).
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is not over; `Storage` and its kin.
+    pub fn delete(&self, id: JobId) -> Result<()> {
+        requests::delete(self, id)
+    }
+
+    /// See [`JobQueue::bulk`](crate::JobQueue::bulk).
+    ///
+    /// # Errors
+    /// `Conflict` when the number is another, or the status does not allow it; `Storage` and its kin.
+    pub fn bulk(
+        &self,
+        action: BulkAction,
+        status: JobStatus,
+        job_type: Option<&str>,
+        expect: Option<usize>,
+    ) -> Result<usize> {
+        requests::bulk(self, action, status, job_type, expect)
+    }
+
+    /// See [`JobQueue::pause`](crate::JobQueue::pause).
+    ///
+    /// # Errors
+    /// `Storage` and its kin.
+    pub fn pause(&self) -> Result<()> {
+        requests::set_paused(self, None, true)
+    }
+
+    /// See [`JobQueue::resume`](crate::JobQueue::resume).
+    ///
+    /// # Errors
+    /// `Storage` and its kin.
+    pub fn resume(&self) -> Result<()> {
+        requests::set_paused(self, None, false)
+    }
+
+    /// See [`JobQueue::get`](crate::JobQueue::get).
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn get(&self, id: JobId) -> Result<Option<Job>> {
+        self.reader.job(id)
+    }
+
+    /// See [`JobQueue::status`](crate::JobQueue::status).
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn status(&self, id: JobId) -> Result<Option<JobStatus>> {
+        self.reader.status(id)
+    }
+
+    /// See [`JobQueue::list`](crate::JobQueue::list).
+    ///
+    /// # Errors
+    /// `InvalidJob` for a bad cursor; `Storage` or `Corrupt`.
+    pub fn list(&self, filter: &ListFilter) -> Result<JobPage> {
+        requests::list(&*self.reader, filter)
+    }
+
+    /// See [`JobQueue::explain`](crate::JobQueue::explain). What only the running process knows is missing: whether the type
+    /// is registered there, and whether its workers are busy.
+    ///
+    /// # Errors
+    /// `NotFound`; `Storage` or `Corrupt`.
+    pub fn explain(&self, id: JobId) -> Result<Explanation> {
+        explain::from_outside(
+            &*self.reader,
+            id,
+            self.owner_pid().is_some(),
+            self.clock.now(),
+        )
+    }
+
+    /// See [`JobQueue::stats`](crate::JobQueue::stats).
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn stats(&self) -> Result<Stats> {
+        explain::stats(&*self.reader)
+    }
+
+    /// See [`JobQueue::events_after`](crate::JobQueue::events_after).
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn events_after(&self, seq: Seq, limit: usize) -> Result<Vec<Event>> {
+        requests::events_after(&*self.reader, seq, limit)
+    }
+
+    /// See [`JobQueue::events_of`](crate::JobQueue::events_of).
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn events_of(&self, id: JobId) -> Result<Vec<Event>> {
+        requests::events_of(&*self.reader, id)
+    }
+
+    /// See [`JobQueue::check`](crate::JobQueue::check).
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn check(&self) -> Result<Vec<String>> {
+        self.reader.check()
+    }
+}
+
+impl Requests for Client {
+    fn request(&self, op: Op) -> Result<Done> {
+        let now: Timestamp = self.clock.now();
+        let ops = [op];
+        let mut answers = Vec::new();
+        let done = self.store.lock().transact(&mut |rows| {
+            answers = seam::run(rows, &ops, &ClaimRequest::default(), now, 0)?.answers;
+            Ok(())
+        });
+        match done {
+            Ok(()) => {}
+            Err(Failure::NothingDone(error)) => return Err(error),
+            Err(Failure::Unknown(error)) => {
+                let reopened = self.store.lock().reopen();
+                if let Err(error) = reopened {
+                    log::error!("the file cannot be opened anew: {error}");
+                }
+                let problem = format!("it may or may not have happened: {error}");
+                return Err(Error::new(ErrorKind::OutcomeUnknown, problem));
+            }
+        }
+        owner::ring(&self.path);
+        answers.pop().unwrap_or_else(|| Err(Error::closed()))
+    }
+
+    fn job_type(&self, _name: &str) -> Option<&Arc<TypeDef>> {
+        None
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.path.display())
+    }
+}

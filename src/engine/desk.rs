@@ -1,0 +1,266 @@
+//! The workers' side of the engine: takes a phase, runs it, hands its outcome in. L3.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::job::{ErrorCause, InterruptionReason, JobId};
+use crate::live::{Alarm, Run, Task};
+use crate::owner::Inside;
+use crate::phase::context::{Attempt, Services, StopReason};
+use crate::phase::{Answer, PhaseSpec, Resolved};
+use crate::pool::{After, Desk};
+use crate::runner::{self, Outcome, Refused};
+use crate::store::ops::{Fault, Op, Settle};
+use crate::sync::Ordering;
+use crate::time::{Timestamp, monotonic};
+use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
+
+impl Desk for Engine {
+    fn take(&self, id: JobId) -> Option<Task> {
+        self.live.take(id, self.clock.now())
+    }
+
+    fn perform(&self, task: Task, worker: usize) -> After {
+        let (id, epoch) = (task.row.id, task.row.epoch);
+        if let Some(recorder) = &self.recorder {
+            let (phase_index, since) = (task.row.phase_index, task.entered_at);
+            recorder.enter(
+                worker,
+                Inside {
+                    job_id: id,
+                    epoch,
+                    phase_index,
+                    since,
+                },
+            );
+        }
+        let started = monotonic();
+        let outcome = self.attempt(&task);
+        self.window.phase_took(started.elapsed());
+        let is_abandoned = self.live.returned(id, epoch);
+        match is_abandoned {
+            // Its claim goes on: the outcome counts.
+            None => self.committer.post(Op::Settle(self.settle(&task, outcome))),
+            Some(_) => {
+                log::debug!(
+                    "job {id}: the handler of claim {epoch} returned after its claim was over"
+                );
+                // The job may be waiting for this handler to return.
+                self.state.lock().backlog.unknown();
+                self.committer.ring();
+            }
+        }
+        if is_abandoned == Some(true) {
+            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
+            if let Some(recorder) = &self.recorder {
+                recorder.leave(worker);
+            }
+            return After::End;
+        }
+        After::Next
+    }
+
+    fn idle(&self, worker: usize) {
+        if let Some(recorder) = &self.recorder {
+            recorder.leave(worker);
+        }
+    }
+
+    fn poison(&self, thread: &str, message: &str) {
+        Engine::poison(self, thread, message);
+    }
+}
+
+impl Engine {
+    /// Calls the handler.
+    fn attempt(&self, task: &Task) -> Outcome {
+        let Task {
+            run,
+            row,
+            entered_at,
+        } = task;
+        let phase_index = row.phase_index as usize;
+        let resolved = match run.resolved() {
+            Ok(resolved) => resolved,
+            Err(error) => return refuse(ErrorCause::Decode, error.to_string()),
+        };
+        let Some(handler) = run.def.handler(phase_index) else {
+            return refuse(
+                ErrorCause::Decode,
+                format!("phase {phase_index} has no handler"),
+            );
+        };
+        let Some(services) = self.me.upgrade() else {
+            return refuse(ErrorCause::Error, Error::closed().to_string());
+        };
+        let timeout = spec(run, resolved, phase_index).and_then(|spec| spec.timeout);
+        let timeout_at = timeout.map(|timeout| entered_at.after(timeout));
+        self.set_alarm(task, timeout_at, Alarm::PhaseTimeout);
+        self.set_alarm(task, row.deadline, Alarm::Deadline);
+        let attempt = Attempt {
+            job_id: row.id,
+            job_type: run.def.name.clone(),
+            plan: run.plan.clone(),
+            phase_index,
+            epoch: row.epoch,
+            attempt: row.attempt,
+            created_at: row.created_at,
+            deadline: [timeout_at, row.deadline].into_iter().flatten().min(),
+            last_error: run.last_error.clone(),
+            interruption: run.interruption.clone(),
+            flag: run.flag.clone(),
+            services: services as Arc<dyn Services>,
+        };
+        runner::run(
+            handler,
+            attempt,
+            &run.input,
+            self.config.limits.result_bytes_max,
+        )
+    }
+
+    fn set_alarm(&self, task: &Task, at: Option<Timestamp>, alarm: Alarm) {
+        if let Some(at) = at
+            && self.live.set_alarm(task, at, alarm).is_some()
+        {
+            self.committer.ring_before(at);
+        }
+    }
+
+    /// The outcome as an input of the state machine.
+    fn settle(&self, task: &Task, outcome: Outcome) -> Settle {
+        let Task {
+            run,
+            row,
+            entered_at,
+        } = task;
+        let epoch = row.epoch;
+        let refused = match outcome {
+            Outcome::Completed(result) => {
+                let input = Input::PhaseCompleted {
+                    epoch,
+                    edge: Edge::GoOn,
+                };
+                return Settle {
+                    result: Some(result),
+                    started_at: *entered_at,
+                    ..Settle::void(row, input)
+                };
+            }
+            Outcome::Refused(refused) => refused,
+        };
+        let is_shutdown = run.flag.reason() == Some(StopReason::Shutdown);
+        let input = match &refused.answer {
+            Answer::Snooze(delay) => Input::Snooze {
+                epoch,
+                until: self.now().after(*delay),
+            },
+            Answer::Cancel => Input::HandlerCancelled { epoch },
+            Answer::Fail => Input::PhaseFailed {
+                epoch,
+                verdict: Verdict::Fail,
+            },
+            // What a handler makes of being told to stop is no failure of the job.
+            _ if is_shutdown => {
+                let reason = InterruptionReason::Shutdown;
+                Input::Interrupted {
+                    epoch,
+                    reason,
+                    entered: true,
+                    max_crashes: u32::MAX,
+                }
+            }
+            Answer::Retry | Answer::RetryAfter(_) | Answer::Stopped | Answer::Rewind(_) => {
+                Input::PhaseFailed {
+                    epoch,
+                    verdict: self.verdict(run, row, Some(&refused.answer)),
+                }
+            }
+        };
+        let is_error = matches!(input, Input::PhaseFailed { .. });
+        let Refused {
+            cause,
+            message,
+            backtrace,
+            ..
+        } = refused;
+        let error = is_error.then_some(Fault {
+            cause,
+            message,
+            backtrace,
+        });
+        Settle {
+            error,
+            started_at: *entered_at,
+            ..Settle::void(row, input)
+        }
+    }
+
+    /// What the retry policy says of a failed try. `answer`: the handler's, if it had one.
+    pub(crate) fn verdict(&self, run: &Run, row: &JobRow, answer: Option<&Answer>) -> Verdict {
+        let Ok(resolved) = run.resolved() else {
+            return Verdict::Fail;
+        };
+        let own =
+            spec(run, resolved, row.phase_index as usize).and_then(|spec| spec.retry.as_ref());
+        let (policy, failed, tries) = match own {
+            Some(policy) => (
+                policy,
+                row.phase_attempt,
+                Tries::OfPhase {
+                    max: policy.attempts_max(),
+                },
+            ),
+            None => (
+                &resolved.retry,
+                row.attempt,
+                Tries::OfJob {
+                    max: resolved.retry.attempts_max(),
+                },
+            ),
+        };
+        let seed = row.id.as_i64().unsigned_abs() << 16 ^ row.epoch.unsigned_abs();
+        let delay: Duration = match answer {
+            Some(Answer::RetryAfter(delay)) => *delay,
+            _ => policy.next_delay(failed, seed),
+        };
+        let rewind = match answer {
+            Some(Answer::Rewind(name)) => run.plan.iter().position(|phase| phase.name == *name),
+            _ => None,
+        };
+        match rewind.and_then(|index| u32::try_from(index).ok()) {
+            Some(phase_index) => Verdict::Rewind {
+                tries,
+                delay,
+                phase_index,
+            },
+            None => Verdict::Retry { tries, delay },
+        }
+    }
+}
+
+/// The settings of a phase. A planned type may plan anew between a job's tries; names decide what belongs together.
+fn spec<'a>(run: &Run, resolved: &'a Resolved, phase_index: usize) -> Option<&'a PhaseSpec> {
+    let name = run.plan.get(phase_index)?;
+    let at_its_place = resolved
+        .specs
+        .get(phase_index)
+        .filter(|spec| spec.name.name == name.name);
+    at_its_place.or_else(|| {
+        resolved
+            .specs
+            .iter()
+            .find(|spec| spec.name.name == name.name)
+    })
+}
+
+fn refuse(cause: ErrorCause, message: String) -> Outcome {
+    Outcome::Refused(Refused {
+        answer: Answer::Fail,
+        cause,
+        message,
+        backtrace: None,
+    })
+}

@@ -1,0 +1,433 @@
+//! The committer's side of the engine: what a commit is to do, and what follows from it. L3.
+//!
+//! Every function here is called by whoever leads, one commit at a time; so what is published is published in the order of
+//! commits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::committer::Host;
+use crate::engine::{Engine, State};
+use crate::error::Error;
+use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
+use crate::live::{Alarm, Due, Run};
+use crate::phase::context::StopReason;
+use crate::store::Done;
+use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle};
+use crate::store::seam::Committed;
+use crate::sync::Ordering;
+use crate::time::{Timestamp, monotonic};
+use crate::transition::{Input, JobRow, Verdict};
+
+/// Inputs that are loaded in one commit: they stay in memory while their jobs are under way.
+const CLAIM_BYTES_MAX: usize = 4 << 20;
+
+impl Host for Engine {
+    fn request(&self, now: Timestamp) -> ClaimRequest {
+        let (under_way, zombies) = (self.live.len(), self.live.zombies());
+        let window = self.window.size();
+        let state = self.state.lock();
+        let release = state.release();
+        if state.rests() {
+            return ClaimRequest {
+                release,
+                ..ClaimRequest::default()
+            };
+        }
+        let room = window.saturating_sub(under_way);
+        let is_due = state.backlog.is_due(now);
+        let mut exclude = zombies;
+        exclude.extend(state.planning.iter().copied());
+        ClaimRequest {
+            room,
+            bytes_max: CLAIM_BYTES_MAX,
+            types: state.claimable.clone(),
+            exclude,
+            direct: !is_due && under_way < self.config.workers,
+            from_backlog: is_due && self.is_worth_a_claim(under_way, window),
+            release,
+        }
+    }
+
+    fn due(&self, now: Timestamp, is_idle: bool, ops: &mut Vec<Op>) {
+        let (due, overstayed) = self.live.due(now);
+        for due in due {
+            ops.push(Op::Settle(self.timed_out(&due)));
+        }
+        for id in overstayed {
+            self.replace_worker(id);
+        }
+        let mut state = self.state.lock();
+        let is_idle = is_idle && ops.is_empty() && !state.backlog.is_waiting;
+        let State {
+            pruner,
+            counts,
+            is_stopping,
+            store_failure,
+            ..
+        } = &mut *state;
+        if !*is_stopping && store_failure.is_none() {
+            ops.extend(
+                pruner
+                    .step(counts, is_idle, now, monotonic())
+                    .map(Op::Prune),
+            );
+        }
+    }
+
+    fn wants_claims(&self, now: Timestamp) -> bool {
+        let (under_way, window) = (self.live.len(), self.window.size());
+        let state = self.state.lock();
+        !state.rests()
+            && !state.claimable.is_empty()
+            && state.backlog.is_due(now)
+            && self.is_worth_a_claim(under_way, window)
+    }
+
+    fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp) {
+        self.window.commit_took(took);
+        let claims = std::mem::take(&mut committed.claims);
+        for (op, answer) in ops.into_iter().zip(&committed.answers) {
+            self.follow_up(op, answer, took, now);
+        }
+        let looked = claims.looked;
+        let unplanned = claims.unplanned;
+        for claimed in claims.claimed {
+            self.begin(claimed);
+        }
+        for (id, _) in claims.ended {
+            self.is_over(id, now);
+        }
+        {
+            let mut state = self.state.lock();
+            state.counts = committed.head.counts;
+            if looked {
+                let is_limited = claims.more && !claims.is_full;
+                state
+                    .backlog
+                    .looked(claims.is_full, is_limited, claims.next_due);
+            }
+            state.planning.extend(unplanned.iter().map(|(id, ..)| *id));
+        }
+        self.bus.ring(committed.head.seq);
+        for (id, job_type, input) in unplanned {
+            // The user's code, with no lock held.
+            let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
+                Some(Ok(resolved)) => Ok(resolved.plan),
+                Some(Err(error)) => Err(error.to_string()),
+                None => Err(format!("job type {job_type:?} is not registered")),
+            };
+            self.committer.post(Op::SetPlan { id, plan });
+        }
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        let alarm = self.live.next_alarm();
+        let state = self.state.lock();
+        if state.is_stopping {
+            return alarm;
+        }
+        // What is due already waits for room, not for time.
+        let next_due = state
+            .backlog
+            .next_due
+            .filter(|_| !state.backlog.is_waiting && !state.is_paused);
+        [alarm, next_due, state.pruner.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn store_health(&self, failure: Option<&Error>) {
+        let mut state = self.state.lock();
+        match (failure, &state.store_failure) {
+            (Some(error), None) => {
+                log::error!("the store failed, nothing is claimed until it works again: {error}")
+            }
+            (None, Some(_)) => {
+                log::info!("the store works again");
+                state.backlog.unknown();
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        state.store_failure = failure.map(ToString::to_string);
+    }
+}
+
+impl State {
+    /// Nothing is claimed.
+    fn rests(&self) -> bool {
+        self.is_stopping || self.is_paused || self.store_failure.is_some() || self.poison.is_some()
+    }
+
+    fn release(&self) -> Release {
+        if self.is_stopping {
+            Release::Everybody(InterruptionReason::Shutdown)
+        } else if self.is_paused {
+            Release::Everybody(InterruptionReason::Paused)
+        } else if self.paused_types.is_empty() {
+            Release::Nobody
+        } else {
+            let paused = self
+                .types
+                .iter()
+                .filter(|claimable| self.paused_types.contains(&claimable.job_type));
+            Release::Types(paused.map(|claimable| claimable.type_id).collect())
+        }
+    }
+}
+
+impl Engine {
+    /// Claiming in quarters of the window keeps the cost of a claim off most commits.
+    fn is_worth_a_claim(&self, under_way: usize, window: usize) -> bool {
+        let room = window.saturating_sub(under_way);
+        room > 0 && (room * 4 >= window || under_way < self.config.workers)
+    }
+
+    /// What follows from one operation that is on disk.
+    fn follow_up(
+        &self,
+        op: Op,
+        answer: &crate::error::Result<Done>,
+        took: Duration,
+        now: Timestamp,
+    ) {
+        match (op, answer) {
+            (Op::Settle(settle), Ok(Done::Settled(row))) => self.settled(settle, row.as_ref(), now),
+            (Op::Settle(settle), Err(error)) => {
+                // Its row is damaged, and its outcome cannot be kept: let it go, or it would be under way for ever.
+                log::error!("job {}: its outcome cannot be recorded: {error}", settle.id);
+                if let Some(epoch) = settle.input.epoch() {
+                    self.live.finish(settle.id, epoch);
+                }
+            }
+            (Op::Enqueue(jobs), Ok(Done::Enqueued(enqueued))) => {
+                let mut state = self.state.lock();
+                for (planned, _) in jobs
+                    .iter()
+                    .zip(enqueued)
+                    .filter(|(_, enqueued)| enqueued.is_new)
+                {
+                    state.backlog.added(planned.job.run_at.at(now), now);
+                }
+            }
+            (Op::Cancel(id), Ok(Done::Cancelled(CancelOutcome::Cancelled))) => {
+                self.end_claim(id, StopReason::Cancelled);
+                self.is_over(id, now);
+            }
+            (op, Ok(Done::Changed(rows))) => {
+                for row in rows {
+                    self.changed(row, now);
+                }
+                if let Op::SetPlan { id, .. } = op {
+                    self.state.lock().planning.remove(&id);
+                }
+            }
+            (Op::SetPlan { id, .. }, _) => {
+                let mut state = self.state.lock();
+                state.planning.remove(&id);
+                state.backlog.unknown();
+            }
+            (Op::Prune(_), Ok(Done::Pruned(pruned))) => {
+                self.state
+                    .lock()
+                    .pruner
+                    .done(pruned, took, now, monotonic());
+            }
+            (Op::SetPaused { .. }, Ok(_)) => {
+                if let Err(error) = self.load_pauses() {
+                    log::error!("what is paused cannot be read: {error}");
+                }
+                self.give_back_paused();
+            }
+            (_, Ok(_) | Err(_)) => {}
+        }
+    }
+
+    /// The outcome of a phase is on disk; without a row it was stale.
+    fn settled(&self, settle: Settle, row: Option<&JobRow>, now: Timestamp) {
+        let Some(epoch) = settle.input.epoch() else {
+            return;
+        };
+        let Some(row) = row else {
+            log::debug!(
+                "job {}: an outcome of claim {epoch} came too late and was dropped",
+                settle.id
+            );
+            // The claim ended between the handler's return and this commit.
+            if settle.is_from == crate::store::ops::Source::Handler
+                && self.live.returned(settle.id, epoch) == Some(true)
+            {
+                self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
+            }
+            return;
+        };
+        if row.status == JobStatus::Running {
+            if let (Some(result), Some(run)) = (&settle.result, self.live.get(row.id, epoch)) {
+                run.remember(settle.phase_index as usize, result);
+            }
+            if self.live.advance(row) {
+                self.offer(row.id);
+            }
+            return;
+        }
+        self.state.lock().backlog.left();
+        match settle.is_from {
+            crate::store::ops::Source::Handler => self.live.finish(row.id, epoch),
+            crate::store::ops::Source::Supervisor(reason) => self.end_claim(row.id, reason),
+        }
+        self.bus.forget(row.id);
+        self.changed(row, now);
+    }
+
+    /// A job is pending or over now.
+    fn changed(&self, row: &JobRow, now: Timestamp) {
+        match row.status {
+            JobStatus::Pending => self.state.lock().backlog.added(row.run_at, now),
+            JobStatus::Running => {}
+            JobStatus::Cancelled => {
+                self.end_claim(row.id, StopReason::Cancelled);
+                self.is_over(row.id, now);
+            }
+            JobStatus::Completed | JobStatus::Failed => self.is_over(row.id, now),
+        }
+    }
+
+    fn is_over(&self, id: JobId, now: Timestamp) {
+        self.bus.is_over(id);
+        self.state.lock().pruner.job_ended(now);
+    }
+
+    /// A job was claimed: offer its first phase.
+    fn begin(&self, claimed: Claimed) {
+        let Some(def) = self.registry.get(&claimed.job_type).cloned() else {
+            return;
+        };
+        let (row, run) = Run::new(claimed, def);
+        self.live.insert(row, run);
+        self.offer(row.id);
+    }
+
+    /// Gives back what was offered of paused types, and of everything while the queue rests.
+    pub(crate) fn give_back_paused(&self) {
+        let (all, types) = {
+            let state = self.state.lock();
+            (
+                state.is_stopping || state.is_paused,
+                state.paused_types.clone(),
+            )
+        };
+        if !all && types.is_empty() {
+            return;
+        }
+        let reason = if self.is_stopping() {
+            InterruptionReason::Shutdown
+        } else {
+            InterruptionReason::Paused
+        };
+        for row in self
+            .live
+            .take_back(|run| all || types.contains(&run.def.name))
+        {
+            let input = Input::Interrupted {
+                epoch: row.epoch,
+                reason,
+                entered: false,
+                max_crashes: u32::MAX,
+            };
+            self.committer.post(Op::Settle(Settle::void(&row, input)));
+        }
+    }
+
+    /// A handler's time is over: its flag is set now, its outcome is recorded at once.
+    fn timed_out(&self, due: &Due) -> Settle {
+        due.run.flag.set(StopReason::Timeout);
+        let (cause, message) = match due.alarm {
+            Alarm::Deadline => (
+                ErrorCause::Deadline,
+                "the deadline passed before the job was over".to_owned(),
+            ),
+            Alarm::PhaseTimeout | Alarm::Overstayed => {
+                let took = self.clock.now().since(due.entered_at);
+                (
+                    ErrorCause::Timeout,
+                    format!(
+                        "the phase took longer than its timeout ({} ms)",
+                        took.as_millis()
+                    ),
+                )
+            }
+        };
+        let verdict = match due.alarm {
+            Alarm::Deadline => Verdict::Fail,
+            Alarm::PhaseTimeout | Alarm::Overstayed => self.verdict(&due.run, &due.row, None),
+        };
+        let input = Input::PhaseFailed {
+            epoch: due.row.epoch,
+            verdict,
+        };
+        Settle {
+            started_at: due.entered_at,
+            error: Some(Fault {
+                cause,
+                message,
+                backtrace: None,
+            }),
+            is_from: crate::store::ops::Source::Supervisor(StopReason::Timeout),
+            ..Settle::void(&due.row, input)
+        }
+    }
+
+    /// A handler goes on although it was told to stop: another worker takes its place.
+    fn replace_worker(&self, id: JobId) {
+        let abandoned = self.abandoned_count.fetch_add(1, Ordering::Relaxed) + 1;
+        if abandoned > self.config.abandoned_max() {
+            log::error!(
+                "job {id}: its handler does not stop, and no worker is left to replace: {abandoned} are lost"
+            );
+            return;
+        }
+        log::warn!("job {id}: its handler does not stop, its worker is replaced");
+        if let Err(error) = self.start_worker() {
+            log::error!("a worker cannot be replaced: {error}");
+        }
+    }
+
+    pub(crate) fn poison(&self, thread: &str, message: &str) {
+        let poison = format!(
+            "thread {thread} died by a bug of stepwell ({message}): close the queue and open it again"
+        );
+        log::error!("{poison}");
+        self.state.lock().poison.get_or_insert(poison);
+    }
+
+    /// Records what the shutdown cuts off: handlers that did not stop in time.
+    pub(crate) fn fence(&self) -> Vec<JobId> {
+        let mut cut = Vec::new();
+        for (run, row, entered_at) in self.live.inside() {
+            let reason = InterruptionReason::Shutdown;
+            let input = Input::Interrupted {
+                epoch: run.epoch,
+                reason,
+                entered: true,
+                max_crashes: u32::MAX,
+            };
+            self.committer.post(Op::Settle(Settle {
+                started_at: entered_at,
+                is_from: crate::store::ops::Source::Supervisor(StopReason::Shutdown),
+                ..Settle::void(&row, input)
+            }));
+            cut.push(row.id);
+        }
+        cut
+    }
+
+    pub(crate) fn tell_to_stop(&self) -> Vec<Arc<Run>> {
+        let inside = self.live.inside();
+        for (run, ..) in &inside {
+            run.flag.set(StopReason::Shutdown);
+        }
+        self.live.stop_zombies();
+        inside.into_iter().map(|(run, ..)| run).collect()
+    }
+}

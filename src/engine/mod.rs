@@ -1,0 +1,427 @@
+//! The engine: what a queue is made of, and how it is put together. L3.
+//!
+//! The parts know little of each other: the committer knows its [`Host`](crate::committer::Host), the pool its
+//! [`Desk`], a handler its [`Services`](crate::phase::context::Services). This folder implements the three:
+//! `host` says what to commit and acts on what was committed, `desk` runs phases, `services` serves running handlers.
+
+mod desk;
+mod host;
+mod services;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+
+use crate::bus::Bus;
+use crate::committer::Committer;
+use crate::config::{Config, Location};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Plan;
+use crate::job::{InterruptionReason, JobId};
+use crate::live::LiveTable;
+use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
+use crate::phase::Registry;
+use crate::pool::{Desk, Pool};
+use crate::retention::Pruner;
+use crate::runner::panic_message;
+use crate::scheduler::{Backlog, Window};
+use crate::store::memory::MemoryStore;
+use crate::store::ops::{Claimable, Op, Recover};
+use crate::store::sqlite::{self, SqliteStore};
+use crate::store::{Done, Reader, Store};
+use crate::sync::{AtomicUsize, JoinHandle, Mutex, Ordering, Sender, spawn, unbounded};
+use crate::time::{Clock, Timestamp};
+
+/// A running queue.
+pub(crate) struct Engine {
+    pub(crate) config: Config,
+    pub(crate) registry: Registry,
+    pub(crate) clock: Clock,
+    pub(crate) committer: Committer,
+    pub(crate) reader: Arc<dyn Reader>,
+    pub(crate) live: LiveTable,
+    pub(crate) bus: Bus,
+    pub(crate) pool: Pool,
+    pub(crate) abandoned_count: AtomicUsize,
+    window: Window,
+    /// Ids of offered phases; none after the pool was told to end.
+    ready: Mutex<Option<Sender<JobId>>>,
+    recorder: Option<Recorder>,
+    state: Mutex<State>,
+    threads: Mutex<Threads>,
+    me: Weak<Engine>,
+}
+
+/// What decides about claims. Short looks, never with another lock held.
+struct State {
+    backlog: Backlog,
+    pruner: Pruner,
+    counts: [i64; 5],
+    /// Every registered type, with its number in the file.
+    types: Vec<Claimable>,
+    /// Those of them that are not paused.
+    claimable: Arc<[Claimable]>,
+    is_paused: bool,
+    paused_types: HashSet<Arc<str>>,
+    is_stopping: bool,
+    /// The store's last failure, until it works again.
+    store_failure: Option<String>,
+    poison: Option<String>,
+    /// Jobs whose plan is being made.
+    planning: HashSet<JobId>,
+}
+
+#[derive(Default)]
+struct Threads {
+    committer: Option<JoinHandle<()>>,
+    wake: Option<(JoinHandle<()>, WakeStopper)>,
+    owner: Option<Owner>,
+}
+
+impl Engine {
+    /// Opens the store, recovers what a dead process left, and starts the threads.
+    pub(crate) fn open(config: Config, registry: Registry, clock: Clock) -> Result<Arc<Engine>> {
+        config.validate()?;
+        let now = clock.now();
+        let (store, owner, predecessor, wake): (Box<dyn Store>, _, _, _) = match &config.location {
+            Location::Memory => (Box::new(MemoryStore::new()), None, None, None),
+            Location::File(path) => {
+                let path = sqlite::canonical(path)?;
+                let (owner, predecessor) = Owner::acquire(&path, now)?;
+                let store = SqliteStore::open(&path, config.durability)?;
+                let wake = WakeListener::bind(&path)?;
+                (Box::new(store), Some(owner), Some(predecessor), wake)
+            }
+        };
+        let reader = store.reader();
+        let committer = Committer::new(store, clock.clone());
+        let (ready, offered) = unbounded();
+        let window = Window::new(config.workers, config.in_flight());
+        let pruner = Pruner::new(config.retention.clone(), now);
+        let recorder = owner.as_ref().map(Owner::recorder);
+        let engine = Arc::new_cyclic(|me| Engine {
+            state: Mutex::new(State::new(pruner)),
+            threads: Mutex::new(Threads {
+                owner,
+                ..Threads::default()
+            }),
+            pool: Pool::new(offered),
+            ready: Mutex::new(Some(ready)),
+            live: LiveTable::default(),
+            bus: Bus::default(),
+            abandoned_count: AtomicUsize::new(0),
+            me: me.clone(),
+            config,
+            registry,
+            clock,
+            committer,
+            reader,
+            window,
+            recorder,
+        });
+        engine.prepare(predecessor.as_ref())?;
+        engine.start(wake)?;
+        Ok(engine)
+    }
+
+    /// Everything that must be on disk before the first claim.
+    fn prepare(&self, predecessor: Option<&Predecessor>) -> Result<()> {
+        let plans = self
+            .registry
+            .iter()
+            .map(|def| (def.name.clone(), def.fixed_plan()))
+            .collect();
+        self.call(Op::Register(plans))?;
+        let recovered = self.call(Op::Recover(self.recovery(predecessor)))?;
+        if let Done::Recovered {
+            interrupted,
+            failed,
+        } = recovered
+            && interrupted + failed > 0
+        {
+            log::info!(
+                "{interrupted} jobs of the process before this one are pending again, {failed} have failed"
+            );
+        }
+        // Only now may the evidence go: had we died before, the next process would have needed it.
+        if let Some(owner) = &self.threads.lock().owner {
+            owner.begin()?;
+        }
+        self.load_types()?;
+        let head = self.reader.head()?;
+        self.bus.ring(head.seq);
+        let mut state = self.state.lock();
+        state.counts = head.counts;
+        state.backlog.unknown();
+        Ok(())
+    }
+
+    fn recovery(&self, predecessor: Option<&Predecessor>) -> Recover {
+        let (reason, all_entered) = match predecessor.map(|predecessor| predecessor.end) {
+            Some(PredecessorEnd::MachineWentDown) => (InterruptionReason::MachineWentDown, true),
+            Some(PredecessorEnd::Closed) => (InterruptionReason::Shutdown, false),
+            Some(PredecessorEnd::ProcessDied | PredecessorEnd::None) | None => {
+                (InterruptionReason::ProcessDied, false)
+            }
+        };
+        let inside = predecessor
+            .map(|predecessor| &predecessor.inside[..])
+            .unwrap_or_default();
+        Recover {
+            reason,
+            inside: inside
+                .iter()
+                .map(|at| (at.job_id, at.epoch, at.phase_index, at.since))
+                .collect(),
+            all_entered,
+            max_crashes: self
+                .registry
+                .iter()
+                .filter_map(|def| Some((def.name.clone(), def.max_crashes?)))
+                .collect(),
+            max_crashes_default: self.config.max_crashes,
+        }
+    }
+
+    /// The numbers of the registered types and plans, which never change.
+    fn load_types(&self) -> Result<()> {
+        let mut types = Vec::new();
+        for (job_type, type_id, plan_id) in self.reader.types()? {
+            let Some(def) = self.registry.get(&job_type) else {
+                continue;
+            };
+            let plan: Option<Plan> = def.fixed_plan();
+            let plan = plan.map(|plan| (plan_id, plan));
+            types.push(Claimable {
+                type_id,
+                job_type,
+                plan,
+                concurrency: def.concurrency,
+            });
+        }
+        self.state.lock().types = types;
+        self.load_pauses()
+    }
+
+    /// Reads what is paused, and gives back what is offered of it.
+    pub(crate) fn load_pauses(&self) -> Result<()> {
+        let (is_paused, names) = self.reader.pauses()?;
+        let mut state = self.state.lock();
+        state.is_paused = is_paused;
+        state.paused_types = names.into_iter().collect();
+        let State {
+            types,
+            paused_types,
+            ..
+        } = &*state;
+        let open = types
+            .iter()
+            .filter(|claimable| !is_paused && !paused_types.contains(&claimable.job_type));
+        state.claimable = open.cloned().collect();
+        state.backlog.unknown();
+        Ok(())
+    }
+
+    fn start(self: &Arc<Engine>, wake: Option<WakeListener>) -> Result<()> {
+        for _ in 0..self.config.workers {
+            self.start_worker()?;
+        }
+        let committer = self.thread("stepwell-commit", |engine| engine.committer.run(engine))?;
+        let me = self.me.clone();
+        self.clock
+            .on_step(move || me.upgrade().map(|engine| engine.committer.ring()).is_some());
+        let wake = match wake {
+            Some(wake) => {
+                let stopper = wake.stopper().map_err(|error| {
+                    Error::new(ErrorKind::Storage, "the wake-up socket cannot be used")
+                        .with_source(error)
+                })?;
+                Some((
+                    self.thread("stepwell-wake", move |engine| engine.listen(&wake))?,
+                    stopper,
+                ))
+            }
+            None => None,
+        };
+        let mut threads = self.threads.lock();
+        threads.committer = Some(committer);
+        threads.wake = wake;
+        Ok(())
+    }
+
+    pub(crate) fn start_worker(&self) -> Result<()> {
+        let Some(me) = self.me.upgrade() else {
+            return Err(Error::closed());
+        };
+        self.pool.start(me as Arc<dyn Desk>)
+    }
+
+    /// A thread that holds the engine, and poisons it if it ends by a panic.
+    fn thread(
+        self: &Arc<Engine>,
+        name: &'static str,
+        run: impl FnOnce(&Engine) + Send + 'static,
+    ) -> Result<JoinHandle<()>> {
+        let engine = self.clone();
+        spawn(name, move || {
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&engine)));
+            if let Err(panic) = ran {
+                engine.poison(name, &panic_message(&*panic));
+            }
+        })
+    }
+
+    /// As [`Engine::call`], for callers from outside: not during the shutdown.
+    pub(crate) fn ask(&self, op: Op) -> Result<Done> {
+        if self.is_stopping() {
+            return Err(Error::closed());
+        }
+        self.call(op)
+    }
+
+    /// Does one operation and answers when it is on disk.
+    pub(crate) fn call(&self, op: Op) -> Result<Done> {
+        if let Some(poison) = &self.state.lock().poison {
+            return Err(Error::new(ErrorKind::Poisoned, poison.clone()));
+        }
+        self.committer.call(self, op)
+    }
+
+    /// Another process has written to the file: look at what that may have changed.
+    pub(crate) fn look_outside(&self) {
+        let looked = self.load_pauses().and_then(|()| {
+            let head = self.reader.head()?;
+            // Cancelled from outside: the handler must be told.
+            for id in self.live.ids() {
+                self.stop_if_over(id)?;
+            }
+            for id in self.bus.waited_for() {
+                if self
+                    .reader
+                    .status(id)?
+                    .is_none_or(crate::job::JobStatus::is_terminal)
+                {
+                    self.bus.is_over(id);
+                }
+            }
+            self.bus.ring(head.seq);
+            Ok(())
+        });
+        if let Err(error) = looked {
+            log::warn!("what another process has changed cannot be read: {error}");
+        }
+        self.give_back_paused();
+        self.committer.ring();
+    }
+
+    fn stop_if_over(&self, id: JobId) -> Result<()> {
+        if self.reader.status(id)? == Some(crate::job::JobStatus::Cancelled) {
+            self.end_claim(id, crate::phase::context::StopReason::Cancelled);
+        }
+        Ok(())
+    }
+
+    /// The claim of a job is over by a decision from outside of its handler.
+    fn end_claim(&self, id: JobId, reason: crate::phase::context::StopReason) {
+        let now = self.clock.now();
+        if self.live.end(id, reason, now) == crate::live::Left::Zombie {
+            self.committer.ring_before(now.after(crate::live::GRACE));
+        }
+        self.state.lock().backlog.left();
+        self.bus.forget(id);
+    }
+
+    fn listen(&self, wake: &WakeListener) {
+        while wake.wait() == crate::owner::Wake::Rung {
+            self.look_outside();
+        }
+    }
+
+    /// Sends the id of an offered phase to the workers.
+    fn offer(&self, id: JobId) {
+        // Cloned, so that no lock is held while sending.
+        let ready = self.ready.lock().clone();
+        if let Some(ready) = ready {
+            // Without a receiver the queue is closing, and the job has been given back.
+            ready.send(id).ok();
+        }
+    }
+
+    // ---- for the shutdown, in its order ----
+
+    /// No new jobs from callers, no claims; jobs under way stop at their next edge.
+    pub(crate) fn stop_intake(&self) {
+        self.state.lock().is_stopping = true;
+    }
+
+    /// Lets the workers end once they have nothing to do.
+    pub(crate) fn stop_workers(&self) {
+        self.ready.lock().take();
+    }
+
+    /// Ends the committer when everything is written, and the thread that listens for other processes.
+    pub(crate) fn stop_threads(&self) {
+        self.committer.stop();
+        let (committer, wake) = {
+            let mut threads = self.threads.lock();
+            (threads.committer.take(), threads.wake.take())
+        };
+        let wake = wake.map(|(thread, stopper)| {
+            stopper.stop();
+            thread
+        });
+        for thread in [committer, wake].into_iter().flatten() {
+            if thread.thread().id() != crate::sync::current_thread() && thread.join().is_err() {
+                log::error!("a thread of the queue ended by a panic");
+            }
+        }
+    }
+
+    /// Closes the store and lets the file go.
+    pub(crate) fn close_store(&self) {
+        self.committer.close_store();
+        if let Some(owner) = self.threads.lock().owner.take() {
+            owner.release();
+        }
+    }
+
+    // ---- what is known ----
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn abandoned(&self) -> usize {
+        self.abandoned_count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn health(&self) -> (Option<String>, Option<String>) {
+        let state = self.state.lock();
+        (state.poison.clone(), state.store_failure.clone())
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.state.lock().is_stopping
+    }
+
+    pub(crate) fn window(&self) -> usize {
+        self.window.size()
+    }
+}
+
+impl State {
+    fn new(pruner: Pruner) -> State {
+        State {
+            backlog: Backlog::default(),
+            pruner,
+            counts: [0; 5],
+            types: Vec::new(),
+            claimable: Arc::new([]),
+            is_paused: false,
+            paused_types: HashSet::new(),
+            is_stopping: false,
+            store_failure: None,
+            poison: None,
+            planning: HashSet::new(),
+        }
+    }
+}

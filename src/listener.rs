@@ -1,0 +1,230 @@
+//! In-process listeners: cursors on the log. L3.
+//!
+//! A [`Subscription`] holds a position and no queue: what it has not read is in the file. So its memory is bounded, it never
+//! slows a job down, and one that was away goes on where it stopped, also after a restart, if the log still has that part.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bus::Heard;
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{self, Event, Seq};
+use crate::runner::panic_message;
+use crate::sync::{JoinHandle, Mutex, current_thread, spawn};
+use crate::time::monotonic;
+
+/// Changes that are read at a time: a page or two of the file.
+const CHANGES_MAX: usize = 256;
+
+/// What a subscription receives.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// The next event.
+    Event(Event),
+    /// The events after `after` and before `next` are not in the log any more: retention has deleted them before this
+    /// subscription came to read them. It goes on at `next`.
+    Lagged {
+        /// The last event that was received.
+        after: Seq,
+        /// The oldest event that is still there.
+        next: Seq,
+    },
+}
+
+/// A reader of the event log that waits for what comes next. Made by [`JobQueue::subscribe`](crate::JobQueue::subscribe).
+pub struct Subscription {
+    engine: Arc<Engine>,
+    after: Seq,
+    progress_seen: u64,
+    wants_progress: bool,
+    buffer: VecDeque<Event>,
+}
+
+impl Subscription {
+    pub(crate) fn new(engine: Arc<Engine>, after: Seq) -> Subscription {
+        let (_, progress_seen) = engine.bus.progress_after(u64::MAX);
+        Subscription {
+            engine,
+            after,
+            progress_seen,
+            wants_progress: false,
+            buffer: VecDeque::new(),
+        }
+    }
+
+    /// Receives `job:progress` too. Defaults to not.
+    #[must_use]
+    pub fn with_progress(mut self) -> Subscription {
+        self.wants_progress = true;
+        self
+    }
+
+    /// The number of the last event that was received: where another subscription would go on.
+    #[must_use]
+    pub fn position(&self) -> Seq {
+        self.buffer
+            .iter()
+            .find(|event| event.seq > 0)
+            .map_or(self.after, |event| event.seq - 1)
+    }
+
+    /// The next event; waits for it without end.
+    ///
+    /// # Errors
+    /// `Closed` when the queue is closed and everything was received. `Storage` or `Corrupt` when the log cannot be read.
+    pub fn recv(&mut self) -> Result<Notice> {
+        self.next_within(None)
+    }
+
+    /// The next event, if it comes within `timeout`; `Duration::ZERO` looks and does not wait.
+    ///
+    /// # Errors
+    /// `Timeout` when none came, and as for [`recv`](Subscription::recv).
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Notice> {
+        self.next_within(Some(timeout))
+    }
+
+    fn next_within(&mut self, timeout: Option<Duration>) -> Result<Notice> {
+        let started = monotonic();
+        loop {
+            if let Some(event) = self.buffer.pop_front() {
+                return Ok(Notice::Event(event));
+            }
+            if let Some(lagged) = self.fill()? {
+                return Ok(lagged);
+            }
+            if !self.buffer.is_empty() {
+                continue;
+            }
+            let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+            let seen = if self.wants_progress {
+                self.progress_seen
+            } else {
+                u64::MAX
+            };
+            match self.engine.bus.wait(self.after, seen, left) {
+                Heard::More => {}
+                Heard::Nothing => {
+                    return Err(Error::new(ErrorKind::Timeout, "no event came in time"));
+                }
+                Heard::Closed => return Err(Error::closed()),
+            }
+        }
+    }
+
+    /// Reads what comes next into the buffer.
+    fn fill(&mut self) -> Result<Option<Notice>> {
+        if self.wants_progress {
+            let (progress, seen) = self.engine.bus.progress_after(self.progress_seen);
+            self.progress_seen = seen;
+            self.buffer.extend(progress);
+        }
+        let mut events = Vec::new();
+        for change in self.engine.reader.changes_after(self.after, CHANGES_MAX)? {
+            event::expand(&change, self.after, &mut events);
+        }
+        let Some(first) = events.first().map(|event| event.seq) else {
+            return Ok(None);
+        };
+        let lagged = (first > self.after + 1).then_some(Notice::Lagged {
+            after: self.after,
+            next: first,
+        });
+        self.after = events.last().map_or(self.after, |event| event.seq);
+        self.buffer.extend(events);
+        Ok(lagged)
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Subscription(after {})", self.position())
+    }
+}
+
+type Callback = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Callbacks and their one thread, which starts with the first of them.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    callbacks: Vec<Callback>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listeners {
+    /// Calls `callback` for every event from now on.
+    pub(crate) fn add(
+        self: &Arc<Listeners>,
+        engine: &Arc<Engine>,
+        callback: Callback,
+    ) -> Result<()> {
+        let mut subscription = Subscription::new(engine.clone(), engine.reader.head()?.seq);
+        let mut state = self.state.lock();
+        state.callbacks.push(callback);
+        if state.thread.is_none() {
+            let listeners = self.clone();
+            state.thread = Some(spawn("stepwell-listen", move || {
+                loop {
+                    match subscription.recv() {
+                        Ok(Notice::Event(event)) => listeners.tell(&event),
+                        Ok(Notice::Lagged { after, next }) => {
+                            log::warn!(
+                                "callbacks are so slow that events {after} to {next} were deleted before them"
+                            );
+                        }
+                        Err(error) if error.kind() == ErrorKind::Closed => return,
+                        Err(error) => {
+                            log::error!("callbacks end, the log cannot be read: {error}");
+                            return;
+                        }
+                    }
+                }
+            })?);
+        }
+        Ok(())
+    }
+
+    /// Calls each with no lock held; one that panics is not called again.
+    fn tell(&self, event: &Event) {
+        let callbacks = self.state.lock().callbacks.clone();
+        for callback in callbacks {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| callback(event))) {
+                log::error!(
+                    "a callback panicked and is not called again: {}",
+                    panic_message(&*panic)
+                );
+                self.state
+                    .lock()
+                    .callbacks
+                    .retain(|other| !Arc::ptr_eq(other, &callback));
+            }
+        }
+    }
+
+    /// Waits until every callback has heard everything, the bus being closed. False when `is_over` came first.
+    pub(crate) fn join(&self, is_over: impl Fn() -> bool) -> bool {
+        let Some(thread) = self.state.lock().thread.take() else {
+            return true;
+        };
+        if thread.thread().id() == current_thread() {
+            return true;
+        }
+        while !thread.is_finished() {
+            if is_over() {
+                return false;
+            }
+            crate::sync::pause(Duration::from_millis(1));
+        }
+        thread.join().is_ok()
+    }
+}

@@ -1,0 +1,161 @@
+//! Gathers settings and job types, then opens the queue. L4.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use crate::config::{Config, Durability, Location, Retention};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::handle::{JobHandle, Slot};
+use crate::phase::{JobType, Registry};
+use crate::queue::JobQueue;
+use crate::time::{Clock, FakeClock};
+
+/// Settings of a queue and the job types that it runs. Made by [`JobQueue::builder`].
+pub struct Builder {
+    config: Config,
+    registry: Registry,
+    clock: Option<Clock>,
+    slot: Slot,
+    /// The first thing that was wrong; `open` tells it.
+    problem: Option<Error>,
+}
+
+impl Builder {
+    pub(crate) fn new(path: &Path) -> Builder {
+        Builder::with(Location::File(path.to_owned()))
+    }
+
+    pub(crate) fn in_memory() -> Builder {
+        Builder::with(Location::Memory)
+    }
+
+    fn with(location: Location) -> Builder {
+        Builder {
+            config: Config::new(location),
+            registry: Registry::default(),
+            clock: None,
+            slot: Arc::new(OnceLock::new()),
+            problem: None,
+        }
+    }
+
+    /// Registers a job type with its phases, and gives the handle that enqueues its jobs once the queue is open. What is
+    /// wrong with it (a bad name, no phase, a name twice) is told by [`open`](Builder::open).
+    pub fn register<I: DeserializeOwned + 'static, O>(
+        &mut self,
+        job_type: JobType<I, O>,
+    ) -> JobHandle<I, O> {
+        let def = job_type.into_def();
+        let name = def.name.clone();
+        if let Err(error) = self.registry.add(def) {
+            self.problem.get_or_insert(error);
+        }
+        JobHandle {
+            job_type: name,
+            engine: self.slot.clone(),
+            types: PhantomData,
+        }
+    }
+
+    /// Worker threads, and so handlers that run at the same time. Defaults to the number of processors; 0 to 1024. With 0
+    /// the queue takes jobs and runs none.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Builder {
+        self.config.workers = workers;
+        self
+    }
+
+    /// Jobs that are claimed at most, those inside a handler included. Jobs are claimed ahead of free workers only as far
+    /// as short phases need it to keep the workers busy, so this is seldom worth a thought. Defaults to 64 for each worker,
+    /// 64 to 1024 in all; the number of workers to 65,536.
+    #[must_use]
+    pub fn in_flight(mut self, jobs: usize) -> Builder {
+        self.config.in_flight = Some(jobs);
+        self
+    }
+
+    /// What survives a power cut. Defaults to [`Durability::Full`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Builder {
+        self.config.durability = durability;
+        self
+    }
+
+    /// How long jobs and events are kept. Defaults to [`Retention::default`].
+    #[must_use]
+    pub fn retention(mut self, retention: Retention) -> Builder {
+        self.config.retention = retention;
+        self
+    }
+
+    /// A job inside which the process dies more often than this has failed. Defaults to `3`.
+    #[must_use]
+    pub fn max_crashes(mut self, max: u32) -> Builder {
+        self.config.max_crashes = max;
+        self
+    }
+
+    /// Handlers that ignore their stop flag lose their worker, and a new one takes its place, at most this many times at
+    /// once. Defaults to 4 for each worker.
+    #[must_use]
+    pub fn max_abandoned(mut self, max: usize) -> Builder {
+        self.config.abandoned_max = Some(max);
+        self
+    }
+
+    /// The largest input of a job in bytes of JSON. Defaults to 256 KiB; at most 512 MiB.
+    #[must_use]
+    pub fn max_payload(mut self, bytes: usize) -> Builder {
+        self.config.limits.payload_bytes_max = bytes;
+        self
+    }
+
+    /// The largest result or checkpoint of a phase in bytes of JSON. Defaults to 1 MiB; at most 512 MiB.
+    #[must_use]
+    pub fn max_result(mut self, bytes: usize) -> Builder {
+        self.config.limits.result_bytes_max = bytes;
+        self
+    }
+
+    /// How long the shutdown waits when the queue is dropped without one. Defaults to `10 s`.
+    #[must_use]
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Builder {
+        self.config.shutdown_timeout = timeout;
+        self
+    }
+
+    /// Time as a test says. Defaults to the system's clock.
+    #[must_use]
+    pub fn clock(mut self, clock: &FakeClock) -> Builder {
+        self.clock = Some(Clock::fake(clock.clone()));
+        self
+    }
+
+    /// Opens the queue: creates or migrates the file, recovers what a dead process left, and starts the workers.
+    ///
+    /// # Errors
+    /// `InvalidConfig` for a wrong setting, job type, path or file; `Locked` when another process runs jobs on the file;
+    /// `Storage`, `StorageFull` or `Corrupt` when the file cannot be used.
+    pub fn open(self) -> Result<JobQueue> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        let clock = self.clock.unwrap_or_else(Clock::system);
+        let engine = Engine::open(self.config, self.registry, clock)?;
+        // A builder opens once: it is consumed here.
+        self.slot.set(Arc::downgrade(&engine)).ok();
+        Ok(JobQueue::new(engine))
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Builder({:?})", self.config)
+    }
+}

@@ -1,0 +1,360 @@
+//! The queue as its users see it. L4: delegates only.
+
+pub(crate) mod builder;
+#[cfg(feature = "signals")]
+mod signals;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::event::{Event, Seq};
+use crate::explain::{self, Explanation, Stats};
+use crate::job::{BulkAction, CancelOutcome, Job, JobId, JobStatus, RetryFrom};
+use crate::listener::{Listeners, Subscription};
+use crate::new_job::{Enqueued, NewJob};
+use crate::queue::builder::Builder;
+use crate::requests::{self, JobPage, ListFilter};
+use crate::shutdown::{Shutdown, ShutdownReport};
+
+/// A queue that runs jobs. Cheap to clone; every clone is the same queue, and may be used from any thread, from handlers and
+/// from callbacks. When the last clone is dropped it shuts down, with the builder's `shutdown_timeout`.
+#[derive(Clone)]
+pub struct JobQueue(Arc<Inner>);
+
+struct Inner {
+    engine: Arc<Engine>,
+    listeners: Arc<Listeners>,
+    shutdown: Arc<Shutdown>,
+}
+
+/// Whether the queue can do its work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Health {
+    /// A thread of the queue has died by a bug of stepwell: which, and why. The queue refuses work; open it again.
+    pub poisoned: Option<String>,
+    /// The last commit failed: why. Nothing is claimed until one works; outcomes are kept and tried again.
+    pub store_failure: Option<String>,
+}
+
+impl Health {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.poisoned.is_none() && self.store_failure.is_none()
+    }
+}
+
+impl JobQueue {
+    /// Settings for a queue in the file at `path`, which is created if it is not there. Its directory must be. Files beside
+    /// it have its name and `-wal`, `-shm`, `-owner`, `-wake`.
+    #[must_use]
+    pub fn builder(path: impl AsRef<Path>) -> Builder {
+        Builder::new(path.as_ref())
+    }
+
+    /// Settings for a queue in memory, which is gone when it is dropped: for tests and throw-away work.
+    #[must_use]
+    pub fn in_memory() -> Builder {
+        Builder::in_memory()
+    }
+
+    pub(crate) fn new(engine: Arc<Engine>) -> JobQueue {
+        JobQueue(Arc::new(Inner {
+            engine,
+            listeners: Arc::default(),
+            shutdown: Arc::default(),
+        }))
+    }
+
+    /// Enqueues a job of `job_type`, to be run as soon as possible; it is on disk when this returns. The type need not be
+    /// registered: then the job waits until a process has registered it.
+    ///
+    /// # Errors
+    /// As for [`JobHandle::enqueue`](crate::JobHandle::enqueue).
+    pub fn enqueue(&self, job_type: &str, input: &impl Serialize) -> Result<JobId> {
+        Ok(self.enqueue_job(NewJob::new(job_type, input)?)?.id)
+    }
+
+    /// Enqueues a job with options.
+    ///
+    /// # Errors
+    /// As for [`JobHandle::enqueue`](crate::JobHandle::enqueue).
+    pub fn enqueue_job(&self, job: NewJob) -> Result<Enqueued> {
+        let enqueued = self.enqueue_all(vec![job])?;
+        enqueued
+            .first()
+            .copied()
+            .ok_or_else(crate::error::Error::closed)
+    }
+
+    /// Enqueues jobs of any types in one commit: all of them or none. Answers in the same order.
+    ///
+    /// # Errors
+    /// As for [`JobHandle::enqueue`](crate::JobHandle::enqueue).
+    pub fn enqueue_all(&self, jobs: Vec<NewJob>) -> Result<Vec<Enqueued>> {
+        requests::enqueue(&*self.0.engine, jobs)
+    }
+
+    /// Cancels a job that is not over: it and its unfinished phases are cancelled on disk when this returns, and its handler,
+    /// if one is inside, has been told. What that handler returns later counts no more.
+    ///
+    /// # Errors
+    /// `Closed`, or `Storage` and its kin when the disk fails.
+    pub fn cancel(&self, id: JobId) -> Result<CancelOutcome> {
+        requests::cancel(&*self.0.engine, id)
+    }
+
+    /// Tries a failed or cancelled job again, with all of its attempts.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is pending, running or completed; `Closed`, or `Storage` and its kin.
+    pub fn retry(&self, id: JobId, from: RetryFrom) -> Result<()> {
+        requests::retry(&*self.0.engine, id, from)
+    }
+
+    /// Deletes a job that is over. Its events stay in the log.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when it is not over; `Closed`, or `Storage` and its kin.
+    pub fn delete(&self, id: JobId) -> Result<()> {
+        requests::delete(&*self.0.engine, id)
+    }
+
+    /// Does one thing to every job with this status (and type), in one commit: all of them or none. With `expect` it is
+    /// refused when they are not exactly that many, so that nobody acts on a set that has changed since he looked at it.
+    /// Answers how many there were; at most 1,000,000.
+    ///
+    /// # Errors
+    /// `Conflict` when the number is another, or the status does not allow it; `Closed`, or `Storage` and its kin.
+    pub fn bulk(
+        &self,
+        action: BulkAction,
+        status: JobStatus,
+        job_type: Option<&str>,
+        expect: Option<usize>,
+    ) -> Result<usize> {
+        requests::bulk(&*self.0.engine, action, status, job_type, expect)
+    }
+
+    /// Stops claiming jobs; those under way stop at their next phase edge. Kept in the file: it holds after a restart.
+    ///
+    /// # Errors
+    /// `Closed`, or `Storage` and its kin.
+    pub fn pause(&self) -> Result<()> {
+        requests::set_paused(&*self.0.engine, None, true)
+    }
+
+    /// Undoes [`pause`](JobQueue::pause).
+    ///
+    /// # Errors
+    /// `Closed`, or `Storage` and its kin.
+    pub fn resume(&self) -> Result<()> {
+        requests::set_paused(&*self.0.engine, None, false)
+    }
+
+    /// As [`pause`](JobQueue::pause), for one job type.
+    ///
+    /// # Errors
+    /// `InvalidJob` for a bad name; `Closed`, or `Storage` and its kin.
+    pub fn pause_type(&self, job_type: &str) -> Result<()> {
+        requests::set_paused(&*self.0.engine, Some(job_type), true)
+    }
+
+    /// Undoes [`pause_type`](JobQueue::pause_type).
+    ///
+    /// # Errors
+    /// `InvalidJob` for a bad name; `Closed`, or `Storage` and its kin.
+    pub fn resume_type(&self, job_type: &str) -> Result<()> {
+        requests::set_paused(&*self.0.engine, Some(job_type), false)
+    }
+
+    /// Everything that is stored about a job; nothing if there is no such job.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn get(&self, id: JobId) -> Result<Option<Job>> {
+        self.0.engine.reader.job(id)
+    }
+
+    /// Where a job stands; nothing if there is no such job.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn status(&self, id: JobId) -> Result<Option<JobStatus>> {
+        self.0.engine.reader.status(id)
+    }
+
+    /// A page of jobs.
+    ///
+    /// # Errors
+    /// `InvalidJob` for a bad cursor; `Storage`, `Corrupt` or `Closed`.
+    pub fn list(&self, filter: &ListFilter) -> Result<JobPage> {
+        requests::list(&*self.0.engine.reader, filter)
+    }
+
+    /// Each reason why a job is not running.
+    ///
+    /// # Errors
+    /// `NotFound`; `Storage`, `Corrupt` or `Closed`.
+    pub fn explain(&self, id: JobId) -> Result<Explanation> {
+        explain::in_process(&self.0.engine, id)
+    }
+
+    /// Waits until a job is over. Do not wait inside a handler: enough of them would leave no worker for what they wait for.
+    ///
+    /// # Errors
+    /// `Timeout` when it is not over by then; `NotFound`; `Closed` when the queue shuts down meanwhile.
+    pub fn wait(&self, id: JobId, timeout: Duration) -> Result<Job> {
+        requests::wait(&self.0.engine, id, timeout)
+    }
+
+    /// Counts of jobs, at a cost that does not depend on them.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn stats(&self) -> Result<Stats> {
+        let engine = &self.0.engine;
+        let stats = explain::stats(&*engine.reader)?;
+        Ok(Stats {
+            abandoned: engine.abandoned(),
+            window: engine.window(),
+            ..stats
+        })
+    }
+
+    /// Whether the queue can do its work.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let (poisoned, store_failure) = self.0.engine.health();
+        Health {
+            poisoned,
+            store_failure,
+        }
+    }
+
+    /// A reader of every event from now on.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn subscribe(&self) -> Result<Subscription> {
+        let head = self.0.engine.reader.head()?.seq;
+        Ok(self.subscribe_after(head))
+    }
+
+    /// A reader of every event after `seq`; 0 for all that are kept.
+    #[must_use]
+    pub fn subscribe_after(&self, seq: Seq) -> Subscription {
+        Subscription::new(self.0.engine.clone(), seq)
+    }
+
+    /// Calls `callback` for every event from now on, in order, on a thread for all callbacks. It may call any method of the
+    /// queue, `shutdown` too. One that panics is logged and not called again.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn on_event(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Result<()> {
+        self.0.listeners.add(&self.0.engine, Arc::new(callback))
+    }
+
+    /// At most `limit` events (10,000 at the most) after `seq`, oldest first.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn events_after(&self, seq: Seq, limit: usize) -> Result<Vec<Event>> {
+        requests::events_after(&*self.0.engine.reader, seq, limit)
+    }
+
+    /// The events of one job, oldest first, as far as they are kept; none when the job is gone.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn events_of(&self, id: JobId) -> Result<Vec<Event>> {
+        requests::events_of(&*self.0.engine.reader, id)
+    }
+
+    /// The number of the oldest event that is kept; 0 when there is none.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn oldest_seq(&self) -> Result<Seq> {
+        self.0.engine.reader.oldest_seq()
+    }
+
+    /// A name for this very file, made when it was created. Event numbers are comparable within one file only: whoever keeps
+    /// a position for later keeps this name with it.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn file_id(&self) -> Result<String> {
+        self.0.engine.reader.file_id()
+    }
+
+    /// Checks the invariants of the file; each line is one that is broken. Reads all of it: not for every day.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt` or `Closed`.
+    pub fn check(&self) -> Result<Vec<String>> {
+        self.0.engine.reader.check()
+    }
+
+    /// Stops the queue. Nothing new is taken; jobs stop at their next phase edge and are pending again, uncharged; handlers
+    /// that are still inside at the deadline are told to stop, and cut off if they do not; everything that was finished is
+    /// recorded; then the file is let go. Returns within `timeout` and 250 ms.
+    ///
+    /// Safe to call again, from several threads, from a handler (which then is one that is cut off) and from a callback.
+    ///
+    /// # Errors
+    /// `Timeout`, after all of this was done, when a handler had to be told to stop; see
+    /// [`shutdown_report`](JobQueue::shutdown_report).
+    pub fn shutdown(&self, timeout: Duration) -> Result<ShutdownReport> {
+        self.0
+            .shutdown
+            .run(&self.0.engine, &self.0.listeners, timeout)
+    }
+
+    /// What the shutdown did, once it is done.
+    #[must_use]
+    pub fn shutdown_report(&self) -> Option<ShutdownReport> {
+        self.0.shutdown.report()
+    }
+
+    /// Waits until the queue has been shut down by somebody.
+    pub fn wait_closed(&self) -> ShutdownReport {
+        self.0.shutdown.wait()
+    }
+
+    /// Runs until SIGINT or SIGTERM, then shuts down; a second signal cuts the shutdown short. Installs the process's one
+    /// handler for these signals (and SIGHUP), and may be called once in a process.
+    ///
+    /// # Errors
+    /// `InvalidConfig` when the process has such a handler already; then as for [`shutdown`](JobQueue::shutdown).
+    #[cfg(feature = "signals")]
+    pub fn run_until_signal(&self, timeout: Duration) -> Result<ShutdownReport> {
+        signals::run_until_signal(self, timeout)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.shutdown.is_asked() {
+            return;
+        }
+        let timeout = self.engine.config.shutdown_timeout;
+        if let Err(error) = self.shutdown.run(&self.engine, &self.listeners, timeout) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+impl fmt::Debug for JobQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobQueue({:?})", self.0.engine.config.location)
+    }
+}

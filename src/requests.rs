@@ -1,0 +1,261 @@
+//! What callers ask of a queue, in the same words for the process that runs it and for a client beside it. L3.
+//!
+//! [`Requests`] is the difference between the two: how an operation gets done, and what is known of job types.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{self, Limits};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{self, Event, Seq};
+use crate::job::{BulkAction, CancelOutcome, Job, JobId, JobStatus, JobSummary, RetryFrom};
+use crate::new_job::{Enqueued, NewJob};
+use crate::phase::TypeDef;
+use crate::store::ops::{Bulk, Op, PlannedJob};
+use crate::store::{Done, Filter, Reader, Slice};
+use crate::time::monotonic;
+
+/// How operations get done.
+pub(crate) trait Requests {
+    fn request(&self, op: Op) -> Result<Done>;
+    fn job_type(&self, name: &str) -> Option<&Arc<TypeDef>>;
+    fn limits(&self) -> &Limits;
+}
+
+impl Requests for Engine {
+    fn request(&self, op: Op) -> Result<Done> {
+        self.ask(op)
+    }
+
+    fn job_type(&self, name: &str) -> Option<&Arc<TypeDef>> {
+        self.registry.get(name)
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.config.limits
+    }
+}
+
+/// Jobs to list. Defaults to all, 50 at a time.
+#[derive(Clone, Debug, Default)]
+pub struct ListFilter {
+    filter: Filter,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+impl ListFilter {
+    /// All jobs, newest first.
+    #[must_use]
+    pub fn new() -> ListFilter {
+        ListFilter::default()
+    }
+
+    /// Only jobs with this status; those that are over are listed by the time they ended, newest first.
+    #[must_use]
+    pub fn status(mut self, status: JobStatus) -> ListFilter {
+        self.filter.status = Some(status);
+        self
+    }
+
+    /// Only jobs of this type.
+    #[must_use]
+    pub fn job_type(mut self, name: impl Into<String>) -> ListFilter {
+        self.filter.job_type = Some(name.into());
+        self
+    }
+
+    /// At most this many. Defaults to `50`; 1 to 1000.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> ListFilter {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// From where another page ended: [`JobPage::next`].
+    #[must_use]
+    pub fn after(mut self, cursor: impl Into<String>) -> ListFilter {
+        self.cursor = Some(cursor.into());
+        self
+    }
+}
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+pub struct JobPage {
+    /// Its jobs. Can be fewer than asked for, even none, with more to come: each call looks at 10,000 jobs at most.
+    pub jobs: Vec<JobSummary>,
+    /// Where the next page begins; none at the end.
+    pub next: Option<String>,
+}
+
+pub(crate) fn enqueue(to: &dyn Requests, jobs: Vec<NewJob>) -> Result<Vec<Enqueued>> {
+    let planned = jobs
+        .into_iter()
+        .map(|job| plan(to, job))
+        .collect::<Result<Vec<_>>>()?;
+    if planned.is_empty() {
+        return Ok(Vec::new());
+    }
+    let done = to.request(Op::Enqueue(planned))?;
+    let Done::Enqueued(enqueued) = done else {
+        return Err(unexpected(&done));
+    };
+    Ok(enqueued)
+}
+
+/// Checks a new job, and works out its phases if its type is known here.
+fn plan(to: &dyn Requests, mut job: NewJob) -> Result<PlannedJob> {
+    config::check_new_job(&job, to.limits())?;
+    let plan = match (&job.phases, to.job_type(&job.job_type)) {
+        (_, Some(def)) => {
+            job.deadline = job.deadline.or(def.deadline);
+            // The plan of a fixed type is in the file: it need not be looked up by its phases each time.
+            if def.is_planned() {
+                Some(def.resolve(&job.input)?.plan)
+            } else {
+                None
+            }
+        }
+        (Some(phases), None) => Some(phases.as_slice().into()),
+        (None, None) => None,
+    };
+    Ok(PlannedJob { job, plan })
+}
+
+pub(crate) fn cancel(to: &dyn Requests, id: JobId) -> Result<CancelOutcome> {
+    let done = to.request(Op::Cancel(id))?;
+    let Done::Cancelled(outcome) = done else {
+        return Err(unexpected(&done));
+    };
+    Ok(outcome)
+}
+
+pub(crate) fn retry(to: &dyn Requests, id: JobId, from: RetryFrom) -> Result<()> {
+    to.request(Op::Retry(id, from)).map(|_| ())
+}
+
+pub(crate) fn delete(to: &dyn Requests, id: JobId) -> Result<()> {
+    to.request(Op::Delete(id)).map(|_| ())
+}
+
+pub(crate) fn bulk(
+    to: &dyn Requests,
+    action: BulkAction,
+    status: JobStatus,
+    job_type: Option<&str>,
+    expect: Option<usize>,
+) -> Result<usize> {
+    let filter = Filter {
+        status: Some(status),
+        job_type: job_type.map(str::to_owned),
+    };
+    let done = to.request(Op::Bulk(Bulk {
+        action,
+        filter,
+        expect,
+    }))?;
+    let Done::Changed(rows) = done else {
+        return Err(unexpected(&done));
+    };
+    Ok(rows.len())
+}
+
+pub(crate) fn set_paused(to: &dyn Requests, job_type: Option<&str>, paused: bool) -> Result<()> {
+    if let Some(name) = job_type {
+        config::check_name("job type", name)?;
+    }
+    to.request(Op::SetPaused {
+        job_type: job_type.map(Arc::from),
+        paused,
+    })
+    .map(|_| ())
+}
+
+fn unexpected(done: &Done) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("the store answered another question: {done:?}"),
+    )
+}
+
+/// The job, once it is over.
+pub(crate) fn wait(engine: &Engine, id: JobId, timeout: Duration) -> Result<Job> {
+    let started = monotonic();
+    loop {
+        let left = timeout.saturating_sub(started.elapsed());
+        let mut status = None;
+        engine.bus.wait_over(id, left, || {
+            status = engine.reader.status(id)?;
+            Ok::<_, Error>(status.is_none_or(JobStatus::is_terminal))
+        })?;
+        let job = engine.reader.job(id)?.ok_or_else(|| not_found(id))?;
+        if job.status.is_terminal() {
+            return Ok(job);
+        }
+        if started.elapsed() >= timeout {
+            let problem = format!("job {id} is still {} after {timeout:?}", job.status);
+            return Err(Error::new(ErrorKind::Timeout, problem));
+        }
+        if engine.is_stopping() {
+            return Err(Error::closed());
+        }
+    }
+}
+
+pub(crate) fn not_found(id: JobId) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("job {id}: there is no such job"),
+    )
+}
+
+pub(crate) fn list(reader: &dyn Reader, filter: &ListFilter) -> Result<JobPage> {
+    let limit = filter.limit.unwrap_or(50).clamp(1, 1000);
+    let from = match &filter.cursor {
+        None => None,
+        Some(cursor) => Some(parse_cursor(cursor)?),
+    };
+    let Slice { jobs, next } = reader.list(&filter.filter, from, limit)?;
+    Ok(JobPage {
+        jobs,
+        next: next.map(|(key, id)| format!("{key}.{id}")),
+    })
+}
+
+fn parse_cursor(cursor: &str) -> Result<(i64, i64)> {
+    let parsed = cursor
+        .split_once('.')
+        .and_then(|(key, id)| Some((key.parse().ok()?, id.parse().ok()?)));
+    parsed.ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidJob,
+            format!("cursor {cursor:?} was not made by a list of jobs"),
+        )
+    })
+}
+
+/// At least `limit` events after `after` if there are so many, and a few more at most; oldest first.
+pub(crate) fn events_after(reader: &dyn Reader, after: Seq, limit: usize) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    for change in reader.changes_after(after, limit.clamp(1, 10_000))? {
+        event::expand(&change, after, &mut events);
+        if events.len() >= limit {
+            events.truncate(limit);
+            break;
+        }
+    }
+    Ok(events)
+}
+
+/// Changes of one job that are shown: its newest.
+const CHANGES_OF_JOB_MAX: usize = 1000;
+
+pub(crate) fn events_of(reader: &dyn Reader, id: JobId) -> Result<Vec<Event>> {
+    let mut events = Vec::new();
+    for change in reader.changes_of(id, CHANGES_OF_JOB_MAX)? {
+        event::expand(&change, 0, &mut events);
+    }
+    Ok(events)
+}

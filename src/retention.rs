@@ -1,0 +1,192 @@
+//! When to delete what is over: in small steps, when there is nothing better to do. L3, pure.
+//!
+//! What to delete is the store's matter (`store/prune.rs`); this file says when a step is taken:
+//! - for age, when the oldest thing is old enough;
+//! - for counts, when there are a tenth more than allowed, and then until there are not; so a queue that stands at its limit
+//!   deletes a thousand jobs at once and not one with every commit (flash memory wears by the write);
+//! - a step waits for an idle moment, but never longer than ten times what the step before it took: under load retention
+//!   takes a tenth of the time at most, and still keeps up.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Retention;
+use crate::job::JobStatus;
+use crate::store::ops::{Prune, Pruned};
+use crate::time::Timestamp;
+
+/// Jobs and event rows deleted in a step: a few milliseconds.
+const JOBS_MAX: usize = 128;
+const EVENTS_MAX: usize = 2048;
+/// Under load a step may take one part in this many.
+const SHARE: u32 = 10;
+/// How often the age of things is looked at, at most: a clock that jumps must not make it spin.
+const AGE_LOOK_MIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct Pruner {
+    retention: Retention,
+    /// When something will be too old.
+    next: Option<Timestamp>,
+    is_under_way: bool,
+    last: Option<(Instant, Duration)>,
+}
+
+impl Pruner {
+    /// Looks at everything first.
+    pub(crate) fn new(retention: Retention, now: Timestamp) -> Pruner {
+        Pruner {
+            retention,
+            next: Some(now),
+            is_under_way: false,
+            last: None,
+        }
+    }
+
+    /// The next step, if it is time for one.
+    pub(crate) fn step(
+        &mut self,
+        counts: &[i64; 5],
+        is_idle: bool,
+        now: Timestamp,
+        at: Instant,
+    ) -> Option<Prune> {
+        let is_old = self.next.is_some_and(|next| next <= now);
+        if !self.is_under_way && !is_old && !self.has_too_many(counts) {
+            return None;
+        }
+        let has_time = self
+            .last
+            .is_none_or(|(ended, took)| at.saturating_duration_since(ended) >= took * SHARE);
+        if !is_idle && !has_time {
+            return None;
+        }
+        self.is_under_way = true;
+        Some(Prune {
+            retention: self.retention.clone(),
+            jobs_max: JOBS_MAX,
+            events_max: EVENTS_MAX,
+        })
+    }
+
+    pub(crate) fn done(&mut self, pruned: &Pruned, took: Duration, now: Timestamp, at: Instant) {
+        self.is_under_way = pruned.more;
+        self.next = pruned.next.map(|next| next.max(now.after(AGE_LOOK_MIN)));
+        self.last = Some((at, took));
+    }
+
+    /// A job or event will be too old then, or a count is over its limit now.
+    pub(crate) fn deadline(&self) -> Option<Timestamp> {
+        if self.is_under_way {
+            Some(Timestamp::from_millis(0))
+        } else {
+            self.next
+        }
+    }
+
+    /// A job has ended at `now`: its age counts from then.
+    pub(crate) fn job_ended(&mut self, now: Timestamp) {
+        if self.next.is_none() {
+            let rules = [
+                JobStatus::Completed,
+                JobStatus::Failed,
+                JobStatus::Cancelled,
+            ];
+            let age = rules
+                .iter()
+                .filter_map(|status| self.retention.of(*status).age)
+                .min();
+            self.next = age.map(|age| now.after(age.max(AGE_LOOK_MIN)));
+        }
+    }
+
+    fn has_too_many(&self, counts: &[i64; 5]) -> bool {
+        JobStatus::ALL.into_iter().any(|status| {
+            let slack = |count: u64| count.saturating_add(count / 10);
+            let limit = self.retention.of(status).count.map(slack);
+            limit.is_some_and(|limit| u64::try_from(counts[status as usize]).unwrap_or(0) > limit)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Keep;
+    use crate::time::monotonic;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    #[test]
+    fn counts_are_cut_back_in_batches() {
+        let retention = Retention::forever().completed(Keep::newest(100));
+        let mut pruner = Pruner::new(retention, at(0));
+        let start = monotonic();
+        assert!(
+            pruner.step(&[0; 5], true, at(0), start).is_some(),
+            "the first look"
+        );
+        pruner.done(&Pruned::default(), Duration::ZERO, at(0), start);
+        assert!(
+            pruner
+                .step(&[0, 0, 110, 0, 0], true, at(1), start)
+                .is_none(),
+            "a tenth more is let be"
+        );
+        assert!(
+            pruner
+                .step(&[0, 0, 111, 0, 0], true, at(1), start)
+                .is_some()
+        );
+        pruner.done(
+            &Pruned {
+                more: true,
+                ..Pruned::default()
+            },
+            Duration::ZERO,
+            at(1),
+            start,
+        );
+        assert!(
+            pruner
+                .step(&[0, 0, 101, 0, 0], true, at(1), start)
+                .is_some(),
+            "and then all of it"
+        );
+    }
+
+    #[test]
+    fn under_load_a_step_waits_for_ten_times_its_own_length() {
+        let retention = Retention::forever().completed(Keep::newest(1));
+        let mut pruner = Pruner::new(retention, at(0));
+        let (start, ms) = (monotonic(), Duration::from_millis(1));
+        let full = [0, 0, 1000, 0, 0];
+        assert!(pruner.step(&full, false, at(0), start).is_some());
+        pruner.done(
+            &Pruned {
+                more: true,
+                ..Pruned::default()
+            },
+            5 * ms,
+            at(0),
+            start,
+        );
+        assert!(pruner.step(&full, false, at(0), start + 49 * ms).is_none());
+        assert!(pruner.step(&full, false, at(0), start + 50 * ms).is_some());
+        assert!(
+            pruner.step(&full, true, at(0), start).is_some(),
+            "but not when there is nothing else to do"
+        );
+    }
+
+    #[test]
+    fn age_has_a_due_time() {
+        let retention = Retention::forever().failed(Keep::for_age(Duration::from_secs(60)));
+        let mut pruner = Pruner::new(retention, at(0));
+        pruner.done(&Pruned::default(), Duration::ZERO, at(0), monotonic());
+        assert_eq!(pruner.deadline(), None, "nothing is there to grow old");
+        pruner.job_ended(at(500));
+        assert_eq!(pruner.deadline(), Some(at(60_500)));
+    }
+}

@@ -1,0 +1,203 @@
+//! The end of a queue: one deadline, one order. L3.
+//!
+//! | step | until | what |
+//! |---|---|---|
+//! | 1 intake | | callers get `Closed`, nothing is claimed |
+//! | 2 edges | the deadline | jobs stop at their next phase edge and are pending again, uncharged |
+//! | 3 flags | + 100 ms | handlers that are still inside are told to stop |
+//! | 4 fence | | those that did not are cut off: their jobs are pending, the interruption is recorded |
+//! | 5 write | | the committer writes what is left and ends |
+//! | 6 listeners | + 50 ms | they hear the rest |
+//! | 7 close | | the log is folded back, the store closed, the file let go |
+//!
+//! A timeout shortens the waits and skips no step. All of it runs on a thread of its own, so that a handler or a callback may
+//! ask for it and nobody joins himself; who asked waits for the report, and no longer than the deadline and 250 ms: a disk
+//! that hangs cannot hang the caller.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::JobId;
+use crate::listener::Listeners;
+use crate::sync::{Condvar, Mutex, pause, spawn};
+use crate::time::monotonic;
+
+/// For handlers to notice their flag.
+const FLAG_GRACE: Duration = Duration::from_millis(100);
+/// For callbacks to hear the last events, when the deadline is over.
+const LISTEN_GRACE: Duration = Duration::from_millis(50);
+/// By how much a shutdown may overrun its timeout, whatever happens.
+const OVERRUN_MAX: Duration = Duration::from_millis(250);
+/// How often a wait of the shutdown looks whether it is over.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What a shutdown did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Jobs whose handler was still inside at the deadline. Their phases are recorded as interrupted and run again.
+    pub interrupted: Vec<JobId>,
+    /// Of these, how many handlers had not returned when the queue was closed. Their threads go on until they do.
+    pub handlers_left: usize,
+    /// Callbacks had not heard every event when the queue was closed. The log has them.
+    pub listeners_cut: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// The one shutdown of a queue, for everyone who asks for it.
+#[derive(Default)]
+pub(crate) struct Shutdown {
+    state: Mutex<State>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_asked: bool,
+    deadline: Option<Instant>,
+    report: Option<ShutdownReport>,
+}
+
+impl Shutdown {
+    /// Ends the queue, or waits for the end that another has asked for. A later call with an earlier deadline moves it.
+    pub(crate) fn run(
+        self: &Arc<Shutdown>,
+        engine: &Arc<Engine>,
+        listeners: &Arc<Listeners>,
+        timeout: Duration,
+    ) -> Result<ShutdownReport> {
+        let started = monotonic();
+        let deadline = started + timeout.min(Duration::from_secs(86_400 * 365));
+        let mut state = self.state.lock();
+        state.deadline = Some(state.deadline.map_or(deadline, |other| other.min(deadline)));
+        if !state.is_asked {
+            state.is_asked = true;
+            drop(state);
+            let (shutdown, engine, listeners) = (self.clone(), engine.clone(), listeners.clone());
+            // A handler that asks for the end cannot be waited for.
+            let own = usize::from(crate::runner::is_inside_handler());
+            spawn("stepwell-shutdown", move || {
+                let report = shutdown.end(&engine, &listeners, started, own);
+                shutdown.state.lock().report = Some(report);
+                shutdown.bell.notify_all();
+            })?;
+            state = self.state.lock();
+        }
+        loop {
+            if let Some(report) = &state.report {
+                return answer(report.clone(), timeout);
+            }
+            let until = state.deadline.unwrap_or(deadline).min(deadline) + OVERRUN_MAX;
+            let left = until.saturating_duration_since(monotonic());
+            if left.is_zero() {
+                let problem = "the queue is still closing: the disk does not answer";
+                return Err(Error::new(ErrorKind::Timeout, problem));
+            }
+            self.bell.wait_for(&mut state, left);
+        }
+    }
+
+    /// What a shutdown did, once it is done.
+    pub(crate) fn report(&self) -> Option<ShutdownReport> {
+        self.state.lock().report.clone()
+    }
+
+    pub(crate) fn is_asked(&self) -> bool {
+        self.state.lock().is_asked
+    }
+
+    /// Waits until the queue has been closed by somebody.
+    pub(crate) fn wait(&self) -> ShutdownReport {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(report) = &state.report {
+                return report.clone();
+            }
+            self.bell.wait(&mut state);
+        }
+    }
+
+    fn is_over(&self, grace: Duration) -> bool {
+        self.state
+            .lock()
+            .deadline
+            .is_some_and(|deadline| monotonic() >= deadline + grace)
+    }
+
+    /// The steps. `own`: handlers that cannot return before we do.
+    fn end(
+        &self,
+        engine: &Arc<Engine>,
+        listeners: &Listeners,
+        started: Instant,
+        own: usize,
+    ) -> ShutdownReport {
+        let mut report = ShutdownReport::default();
+        engine.stop_intake();
+        engine.give_back_paused();
+        let is_done = |left: usize| engine.live.inside().len() <= left && engine.live.len() <= left;
+        while !is_done(own) && !self.is_over(Duration::ZERO) {
+            engine.give_back_paused();
+            pause(LOOK);
+        }
+        if !is_done(0) {
+            let told = engine.tell_to_stop();
+            let flagged = monotonic();
+            while !is_done(own) && flagged.elapsed() < FLAG_GRACE {
+                engine.give_back_paused();
+                pause(LOOK);
+            }
+            report.interrupted = told.iter().map(|run| run.id).collect();
+            engine.fence();
+        }
+        engine.stop_workers();
+        engine.stop_threads();
+        report.handlers_left = engine.pool.join(|| engine.live.is_anybody_inside());
+        engine.bus.close();
+        report.listeners_cut = !listeners.join(|| self.is_over(LISTEN_GRACE));
+        engine.close_store();
+        report.took = started.elapsed();
+        report
+    }
+}
+
+/// A timeout is told after everything was done that had to be.
+fn answer(report: ShutdownReport, timeout: Duration) -> Result<ShutdownReport> {
+    if report.interrupted.is_empty() && !report.listeners_cut {
+        return Ok(report);
+    }
+    let problem = if report.interrupted.is_empty() {
+        format!(
+            "the queue is closed, but callbacks did not hear every event within {timeout:?}: the log has them"
+        )
+    } else {
+        let ids: Vec<String> = report
+            .interrupted
+            .iter()
+            .take(10)
+            .map(ToString::to_string)
+            .collect();
+        format!(
+            "the queue is closed, but {} handlers did not end within {timeout:?} (jobs {}): they are recorded as interrupted \
+             and run again",
+            report.interrupted.len(),
+            ids.join(", ")
+        )
+    };
+    Err(Error::new(ErrorKind::Timeout, problem))
+}
+
+impl fmt::Display for ShutdownReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "closed in {:?}, {} phases interrupted",
+            self.took,
+            self.interrupted.len()
+        )
+    }
+}

@@ -1,0 +1,3 @@
+//! Helpers for the tests of programs that use stepwell.
+
+pub use crate::time::FakeClock;
