@@ -51,6 +51,7 @@ cases! {
     enqueue::jobs_enqueued_together_are_one_change_with_an_event_each,
     enqueue::a_run_of_created_jobs_ends_where_type_or_data_differ,
     enqueue::priority_and_start_are_stored_and_told,
+    enqueue::an_input_of_any_size_comes_back_as_it_was,
     enqueue::a_deadline_counts_from_the_time_the_job_may_start,
     enqueue::a_key_held_while_queued_is_free_once_the_job_has_started,
     enqueue::a_key_held_while_live_is_free_once_the_job_is_over,
