@@ -10,9 +10,20 @@
 //!                │    snooze, release,  │
 //!                │    interrupted       v
 //!                └────────────────> cancelled        cancel, or the handler said so
+//! ```
 //!
-//!   failed, cancelled ──> pending   retry by hand: a new attempt series
-//!   pending ──> failed              claimed after its deadline
+//! Every edge, as the tests read it:
+//!
+//! ```text
+//!   pending                      ──> running     claim
+//!   pending                      ──> failed      claimed after its deadline
+//!   running                      ──> running     a phase done, another one follows
+//!   running                      ──> completed   the last phase done
+//!   running                      ──> pending     try again, snooze, release at an edge, interrupted
+//!   running                      ──> failed      no try left, Fail, crash limit, deadline
+//!   pending, running             ──> cancelled   cancel, or the handler said so
+//!   failed, cancelled            ──> pending     retry by hand: a new attempt series
+//!   completed, failed, cancelled ──> (gone)      delete
 //! ```
 //!
 //! Every other pair of status and input is refused: [`Refusal`]. Two kinds of input come from a handler or its supervisor and
@@ -488,3 +499,6 @@ fn keep(after: JobRow, change: Change) -> Transition {
         cause: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,7 +197,7 @@ pub(crate) trait Rows {
     /// Drops unique keys that stand for nothing any more, looking at `limit` of them; a later call goes on from there.
     fn prune_holders(&mut self, now: Timestamp, limit: usize) -> Result<()>;
     /// Drops event rows from the old end: those before `keep_from` or `cutoff`, at most `limit`, never the newest row.
-    /// Answers how many went, and when the oldest that is left was written.
+    /// Answers how many went, and when the oldest that is left, and is not the newest row, was written.
     fn prune_events(
         &mut self,
         keep_from: Seq,

@@ -2,6 +2,8 @@
 //!
 //! One call is one small step, so that a commit stays short; the caller decides how many steps it has time for.
 
+use std::time::Duration;
+
 use crate::error::Result;
 use crate::job::{JobId, JobStatus};
 use crate::store::ops::{Prune, Pruned};
@@ -43,7 +45,7 @@ pub(crate) fn run(commit: &mut dyn Delete, prune: &Prune) -> Result<Pruned> {
     });
     let cutoff = keep
         .age
-        .map_or(Timestamp::from_millis(i64::MIN), |age| now.before(age));
+        .map_or(Timestamp::from_millis(i64::MIN), |age| too_old(age, now));
     let (events, oldest) = rows.prune_events(keep_from, cutoff, prune.events_max)?;
     rows.prune_holders(now, HOLDERS_MAX)?;
     pruned.events = events;
@@ -58,6 +60,11 @@ pub(crate) fn run(commit: &mut dyn Delete, prune: &Prune) -> Result<Pruned> {
         commit.written();
     }
     Ok(pruned)
+}
+
+/// What was before this is too old. What has just reached the age is: `Pruned::next` names that very time.
+fn too_old(age: Duration, now: Timestamp) -> Timestamp {
+    now.before(age).after(Duration::from_millis(1))
 }
 
 /// Deletes at most `room` jobs of a status; answers how many, and when the next one will be too old.
@@ -83,7 +90,7 @@ fn jobs(
         && ids.is_empty()
         && room > 0
     {
-        ids = rows.oldest_ended(status, CLOCK_WAS_SET, now.before(age), room)?;
+        ids = rows.oldest_ended(status, CLOCK_WAS_SET, too_old(age, now), room)?;
     }
     let mut deleted = 0;
     for id in ids {

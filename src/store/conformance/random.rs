@@ -262,7 +262,7 @@ fn random_row(rng: &mut Rng, rows: &[JobRow], now: Timestamp) -> JobRow {
 
 fn planned_job(rng: &mut Rng) -> PlannedJob {
     let name = rng.pick(&TYPES);
-    let input: String = (0..rng.below(6)).map(|_| 'x').collect();
+    let input = "x".repeat(if rng.one_in(5) { 300 } else { rng.index(6) });
     let mut job = NewJob::new(name, &input).unwrap_or_else(|_| new_job(name));
     job.priority = rng.pick(&[0, 0, 0, 1, -1, 7]);
     if rng.one_in(3) {

@@ -1,7 +1,9 @@
 //! A type whose phases changed between two tries of a job: what is kept, and what runs again. Test code.
 
+use std::time::Duration;
+
 use crate::job::{JobId, JobStatus};
-use crate::store::conformance::{Bench, MS, again, new_job};
+use crate::store::conformance::{Bench, again, new_job};
 use crate::store::ops::Op;
 use crate::transition::JobRow;
 
@@ -19,7 +21,7 @@ fn waiting(bench: &mut Bench, done: usize) -> JobRow {
         json: "7".to_owned(),
     };
     bench.one(op).expect("saved");
-    bench.fail(&row, again(9, 0 * MS))
+    bench.fail(&row, again(9, Duration::ZERO))
 }
 
 /// The results of a job, each missing one as `-`, and where its checkpoints are.

@@ -25,10 +25,8 @@ impl Replay {
     pub(super) fn follow(&mut self, changes: &[LoggedChange]) {
         for change in changes {
             let first = change.job_id.as_i64();
-            let last = match change.change {
-                Change::Created => first + change.span,
-                _ => first + 1,
-            };
+            let is_run = change.change == Change::Created;
+            let last = first + if is_run { change.span } else { 1 };
             for id in first..last {
                 self.step(JobId::from_i64(id), change);
             }
@@ -44,12 +42,11 @@ impl Replay {
             run_at: None,
             ended: None,
         };
-        let before = match change.change {
-            Change::Created | Change::CreatedAndClaimed => {
-                assert_eq!(self.0.get(&id), None, "job {id} is created once");
-                new
-            }
-            _ => self.0.remove(&id).expect("a job is created first"),
+        let before = if matches!(change.change, Change::Created | Change::CreatedAndClaimed) {
+            assert_eq!(self.0.get(&id), None, "job {id} is created once");
+            new
+        } else {
+            self.0.remove(&id).expect("a job is created first")
         };
         let sources: &[JobStatus] = match change.change {
             Change::Created | Change::CreatedAndClaimed | Change::Claimed | Change::Expired => {

@@ -1,6 +1,7 @@
 //! What becomes of a claimed job: each outcome, and those that come too late. Test code.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -110,7 +111,7 @@ pub(super) fn tries_of_a_phase_are_counted_apart(bench: &mut Bench) {
     bench.register("import", "fetch load");
     let of_phase = Verdict::Retry {
         tries: Tries::OfPhase { max: 2 },
-        delay: 0 * MS,
+        delay: Duration::ZERO,
     };
     let mut row = bench.start(new_job("import"));
     bench.fail(&row, of_phase);
@@ -259,7 +260,7 @@ fn outcomes(epoch: i64) -> Vec<Input> {
 pub(super) fn an_outcome_of_another_epoch_changes_nothing(bench: &mut Bench) {
     bench.register("import", "fetch");
     let old = bench.start(new_job("import"));
-    bench.fail(&old, again(9, 0 * MS));
+    bench.fail(&old, again(9, Duration::ZERO));
     let row = bench.claim_one(old.id);
     let (head, job) = (bench.head, bench.job(row.id));
     for epoch in [old.epoch, row.epoch + 1, 0] {
@@ -400,7 +401,7 @@ pub(super) fn a_checkpoint_lives_until_its_phase_completes(bench: &mut Bench) {
         assert_eq!(saved(bench, row.id, 0).as_deref(), Some(json));
     }
     assert_eq!(bench.head, head, "a checkpoint is no event");
-    bench.fail(&row, again(9, 0 * MS));
+    bench.fail(&row, again(9, Duration::ZERO));
     assert!(saved(bench, row.id, 0).is_some(), "kept over a retry");
     let row = bench.claim_one(row.id);
     bench.settle(&row, interrupted(&row, true), None, None);
@@ -466,7 +467,7 @@ pub(super) fn only_the_newest_errors_are_kept(bench: &mut Bench) {
     let id = bench.enqueue(new_job("import"));
     for _ in 0..ERRORS_KEPT + 3 {
         let row = bench.claim_one(id);
-        bench.fail(&row, again(u32::MAX, 0 * MS));
+        bench.fail(&row, again(u32::MAX, Duration::ZERO));
     }
     let errors = bench.job(id).errors;
     let attempts: Vec<u32> = errors.iter().map(|error| error.attempt).collect();

@@ -279,6 +279,7 @@ impl Rows for Tx<'_> {
             self.data.events.remove(seq);
         }
         let oldest = self.data.events.first_key_value();
+        let oldest = oldest.filter(|(seq, _)| Some(**seq) != newest);
         Ok((old.len(), oldest.map(|(_, (row, _))| row.at)))
     }
 }

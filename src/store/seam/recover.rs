@@ -32,7 +32,7 @@ impl Commit<'_> {
             };
             let phase = self.phase_name(&before)?;
             let charged = transition.after.crash_count > before.crash_count;
-            let error = entered
+            let mut error = entered
                 .then(|| interrupted_row(recover.reason, phase.clone(), &before, since, self.now));
             let mut data =
                 interrupted_data(recover.reason, entered, charged, since.filter(|_| entered));
@@ -53,7 +53,11 @@ impl Commit<'_> {
                         "kind": limit.cause, "message": limit.message})
                     .to_string(),
                 );
-                self.rows.add_error(id, &limit)?;
+                // The history tells it in the order of the events: cut off, and therefore failed.
+                if let Some(interrupted) = error.replace(limit) {
+                    self.writes += 1;
+                    self.rows.add_error(id, &interrupted)?;
+                }
             } else {
                 interrupted += 1;
             }

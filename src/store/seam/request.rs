@@ -159,16 +159,13 @@ impl Commit<'_> {
                 };
                 let error = fault_row(&fault, None, before.attempt, self.now);
                 let data = Some(json!({"kind": error.cause, "message": error.message}).to_string());
-                self.write(
-                    &before,
-                    &transition,
-                    Extra {
-                        data,
-                        error: Some(error),
-                        ..Extra::default()
-                    },
-                )?;
-                Ok(Done::Changed(vec![failed]))
+                let extra = Extra {
+                    data,
+                    error: Some(error),
+                    ..Extra::default()
+                };
+                let written = self.write(&before, &transition, extra)?;
+                Ok(Done::Changed(written.into_iter().collect()))
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::transition::{Flags, JobRow};
 
 /// Inputs up to this size stay in the hot row: one page fewer is written for a job, and its claim reads one row fewer. Larger
 /// ones would be written again with every change of the job.
-const INLINE_BYTES_MAX: usize = 256;
+pub(super) const INLINE_BYTES_MAX: usize = 256;
 
 const INSERT_EVENT: &str = "INSERT INTO event
     (seq, span, prev_seq, job_id, type_id, plan_id, change, at_ms, phase_index, attempt, data, head)
@@ -36,20 +36,20 @@ const INSERT_JOB: &str = concat!(
     ", unique_key, input) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
 );
 const INSERT_PAYLOAD: &str = "INSERT INTO payload (job_id, input) VALUES (?1, ?2)";
-const UPDATE_JOB: &str = "UPDATE job
+pub(super) const UPDATE_JOB: &str = "UPDATE job
     SET plan_id = ?4, status = ?5, run_at_ms = ?6, epoch = ?7, attempt = ?8, phase_index = ?9, phase_count = ?10,
       phase_attempt = ?11, crash_count = ?12, started_at_ms = ?13, phase_started_at_ms = ?14, finished_at_ms = ?15,
       deadline_ms = ?16, last_seq = ?17, flags = ?18
     WHERE id = ?1 AND status = ?2 AND epoch = ?3";
-const UPDATE_JOB_IN_PLACE: &str = "UPDATE job
+pub(super) const UPDATE_JOB_IN_PLACE: &str = "UPDATE job
     SET plan_id = ?4, attempt = ?5, phase_index = ?6, phase_count = ?7, phase_attempt = ?8, phase_started_at_ms = ?9,
       last_seq = ?10, flags = ?11
     WHERE id = ?1 AND status = ?2 AND epoch = ?3";
-const DELETE_JOB: &str = "DELETE FROM job WHERE id = ?1 AND status = ?2 AND epoch = ?3";
-const DELETE_PAYLOAD: &str = "DELETE FROM payload WHERE job_id = ?1";
-const DELETE_ERRORS: &str = "DELETE FROM job_error WHERE job_id = ?1";
-const DELETE_PHASES: &str = "DELETE FROM phase WHERE id BETWEEN ?1 AND ?2";
-const DELETE_CHECKPOINTS: &str = "DELETE FROM checkpoint WHERE id BETWEEN ?1 AND ?2";
+pub(super) const DELETE_JOB: &str = "DELETE FROM job WHERE id = ?1 AND status = ?2 AND epoch = ?3";
+pub(super) const DELETE_PAYLOAD: &str = "DELETE FROM payload WHERE job_id = ?1";
+pub(super) const DELETE_ERRORS: &str = "DELETE FROM job_error WHERE job_id = ?1";
+pub(super) const DELETE_PHASES: &str = "DELETE FROM phase WHERE id BETWEEN ?1 AND ?2";
+pub(super) const DELETE_CHECKPOINTS: &str = "DELETE FROM checkpoint WHERE id BETWEEN ?1 AND ?2";
 const PUT_PHASE: &str =
     "INSERT OR REPLACE INTO phase (id, attempt, started_at_ms, finished_at_ms, result)
     VALUES (?1, ?2, ?3, ?4, ?5)";
@@ -57,13 +57,13 @@ const PUT_CHECKPOINT: &str = "INSERT OR REPLACE INTO checkpoint (id, value) VALU
 const INSERT_ERROR: &str =
     "INSERT INTO job_error (job_id, phase, attempt, at_ms, since_ms, cause, message, backtrace)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-const TRIM_ERRORS: &str = "DELETE FROM job_error WHERE job_id = ?1 AND id <=
+pub(super) const TRIM_ERRORS: &str = "DELETE FROM job_error WHERE job_id = ?1 AND id <=
     (SELECT id FROM job_error WHERE job_id = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)";
-const SELECT_TYPE: &str = "SELECT id, plan_id, paused FROM job_type WHERE name = ?1";
+pub(super) const SELECT_TYPE: &str = "SELECT id, plan_id, paused FROM job_type WHERE name = ?1";
 const SELECT_TYPE_BY_ID: &str = "SELECT id, plan_id, paused FROM job_type WHERE id = ?1";
 const INSERT_TYPE: &str = "INSERT INTO job_type (name, plan_id, paused) VALUES (?1, 0, 0)";
 const UPDATE_TYPE: &str = "UPDATE job_type SET plan_id = ?2, paused = ?3 WHERE id = ?1";
-const SELECT_PLAN_ID: &str = "SELECT id FROM plan WHERE phases = ?1";
+pub(super) const SELECT_PLAN_ID: &str = "SELECT id FROM plan WHERE phases = ?1";
 const INSERT_PLAN: &str = "INSERT INTO plan (phases) VALUES (?1)";
 pub(super) const SELECT_PAUSED: &str =
     "SELECT count(*) FROM meta WHERE key = 'paused' AND value = '1'";
@@ -74,10 +74,10 @@ const SELECT_LIVE_IDS: &str = "SELECT id FROM job
     WHERE status = ?1 AND status <= 1 AND (?2 IS NULL OR type_id = ?2) ORDER BY id LIMIT ?3";
 const SELECT_OVER_IDS: &str = "SELECT id FROM job
     WHERE status = ?1 AND status >= 2 AND (?2 IS NULL OR type_id = ?2) ORDER BY id LIMIT ?3";
-const SELECT_OLDEST_OVER: &str = "SELECT id FROM job
+pub(super) const SELECT_OLDEST_OVER: &str = "SELECT id FROM job
     WHERE status = ?1 AND status >= 2 AND finished_at_ms >= ?2 AND finished_at_ms < ?3
     ORDER BY finished_at_ms, id LIMIT ?4";
-const SELECT_HOLDER: &str =
+pub(super) const SELECT_HOLDER: &str =
     "SELECT job_id, hold, expires_ms FROM unique_key WHERE type_id = ?1 AND key = ?2";
 const PUT_HOLDER: &str =
     "INSERT OR REPLACE INTO unique_key (type_id, key, job_id, hold, expires_ms)

@@ -13,6 +13,8 @@ mod open;
 mod prune;
 mod read;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

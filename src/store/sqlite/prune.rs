@@ -60,11 +60,13 @@ pub(super) fn events(
     cutoff: Timestamp,
     most: usize,
 ) -> Result<(usize, Option<Timestamp>)> {
-    let old = oldest_events(tx, most.saturating_add(1))?;
-    // The last row that was read stays: it may be the newest, which has the head.
-    let last = old.len().saturating_sub(1);
-    let gone = old[..last]
+    // One more than may go, to say when that one will be too old, and one behind it: the last row that is read stays, since it
+    // may be the newest, which has the head.
+    let mut old = oldest_events(tx, most.saturating_add(2))?;
+    old.pop();
+    let gone = old
         .iter()
+        .take(most)
         .take_while(|(seq, span, at)| seq + span <= keep_from || *at < cutoff)
         .count();
     if gone > 0 {

@@ -38,24 +38,24 @@ const SELECT_PAUSED_TYPES: &str = "SELECT name FROM job_type WHERE paused = 1 OR
 const SELECT_FILE_ID: &str = "SELECT value FROM meta WHERE key = 'file_id'";
 const SELECT_OLDEST_SEQ: &str = "SELECT seq FROM event ORDER BY seq LIMIT 1";
 // A row stands for several events, or for a run of jobs: the one that holds ?1 begins at or before it.
-const SELECT_CHANGES: &str = concat!(
+pub(super) const SELECT_CHANGES: &str = concat!(
     "SELECT ",
     event_columns!(),
     " FROM event
     WHERE seq >= coalesce((SELECT seq FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1), 0) AND seq + span > ?1
     ORDER BY seq LIMIT ?2"
 );
-const SELECT_CHANGE_AT: &str = concat!(
+pub(super) const SELECT_CHANGE_AT: &str = concat!(
     "SELECT ",
     event_columns!(),
     ", prev_seq FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1"
 );
-const LIST_BY_ID: &str = concat!(
+pub(super) const LIST_BY_ID: &str = concat!(
     "SELECT ",
     job_columns!(),
     " FROM job WHERE id < ?1 ORDER BY id DESC LIMIT ?2"
 );
-const LIST_BY_END: &str = concat!(
+pub(super) const LIST_BY_END: &str = concat!(
     "SELECT ",
     job_columns!(),
     " FROM job
@@ -67,7 +67,7 @@ const LIST_RUNNING: &str = concat!(
     job_columns!(),
     " FROM job WHERE status = 1 AND status <= 1 AND id < ?1 ORDER BY id DESC LIMIT ?2"
 );
-const COUNT_AHEAD: &str = "SELECT count(*) FROM (
+pub(super) const COUNT_AHEAD: &str = "SELECT count(*) FROM (
     SELECT 1 FROM job
     WHERE status = 0 AND status <= 1 AND type_id = ?1 AND run_at_ms <= ?2
       AND (priority > ?3 OR (priority = ?3 AND (run_at_ms, id) < (?4, ?5)))
@@ -154,7 +154,7 @@ fn type_id(conn: &Connection, name: &str) -> Result<Option<i64>> {
 fn load(conn: &Connection, names: &mut Names, row: &JobRow) -> Result<Job> {
     let (input, unique_key) = rows::input(conn, row.id)?;
     let input: Value = serde_json::from_str(&input)
-        .map_err(|_| errors::corrupt("payload", row.id.as_i64(), "input", &input))?;
+        .map_err(|_| errors::corrupt(rows::table_of(&input), row.id.as_i64(), "input", &input))?;
     let stored: Vec<StoredError> = if row.flags.has(Flags::ERRORS) {
         rows::errors(conn, row.id, ERRORS_KEPT)?
     } else {

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 use crate::error::Result;
 use crate::event::{Change, LoggedChange};
 use crate::job::{ErrorCause, JobError, JobId, JobStatus};
+use crate::store::sqlite::commit;
 use crate::store::sqlite::errors::{self, Context};
 use crate::store::sqlite::names::Names;
 use crate::store::view::StoredError;
@@ -40,9 +41,10 @@ pub(super) const SELECT_JOB: &str = concat!("SELECT ", job_columns!(), " FROM jo
 pub(super) const SELECT_HEAD: &str = "SELECT seq, span, head FROM event ORDER BY seq DESC LIMIT 1";
 pub(super) const SELECT_INPUT: &str = "SELECT coalesce(job.input, payload.input), job.unique_key
     FROM job LEFT JOIN payload ON payload.job_id = job.id WHERE job.id = ?1";
-const SELECT_ERRORS: &str = "SELECT phase, attempt, at_ms, since_ms, cause, message, backtrace
+pub(super) const SELECT_ERRORS: &str =
+    "SELECT phase, attempt, at_ms, since_ms, cause, message, backtrace, id
     FROM job_error WHERE job_id = ?1 ORDER BY id DESC LIMIT ?2";
-const SELECT_PHASES: &str = "SELECT id, attempt, started_at_ms, finished_at_ms, result
+pub(super) const SELECT_PHASES: &str = "SELECT id, attempt, started_at_ms, finished_at_ms, result
     FROM phase WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
 
 /// Where the phases and checkpoints of a job begin.
@@ -65,15 +67,18 @@ pub(super) fn limit(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
+/// A number that is small and not negative.
+fn count(row: &Row<'_>, index: usize, (table, id, column): (&str, i64, &str)) -> Result<u32> {
+    let value: i64 = read(row.get(index))?;
+    u32::try_from(value).map_err(|_| errors::corrupt(table, id, column, value))
+}
+
 pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {
     let id: i64 = read(row.get(0))?;
     let time = |index| read(row.get::<_, i64>(index)).map(Timestamp::from_millis);
     let maybe_time =
         |index| read(row.get::<_, Option<i64>>(index)).map(|ms| ms.map(Timestamp::from_millis));
-    let count = |index, column| {
-        let value: i64 = read(row.get(index))?;
-        u32::try_from(value).map_err(|_| errors::corrupt("job", id, column, value))
-    };
+    let count = |index, column| count(row, index, ("job", id, column));
     let status: i64 = read(row.get(3))?;
     Ok(JobRow {
         id: JobId::from_i64(id),
@@ -97,6 +102,15 @@ pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {
         last_seq: read(row.get(17))?,
         flags: Flags(read(row.get(18))?),
     })
+}
+
+/// Where an input of this size is stored.
+pub(super) fn table_of(input: &str) -> &'static str {
+    if input.len() <= commit::INLINE_BYTES_MAX {
+        "job"
+    } else {
+        "payload"
+    }
 }
 
 /// The input of a job, wherever it is stored, and its unique key.
@@ -180,8 +194,8 @@ pub(super) fn change(conn: &Connection, names: &mut Names, row: &Row<'_>) -> Res
         job_type: names.type_name(conn, read(row.get(3))?)?,
         at: Timestamp::from_millis(read(row.get(6))?),
         plan: names.plan(conn, read(row.get(4))?)?,
-        phase_index: read(row.get(7))?,
-        attempt: read(row.get(8))?,
+        phase_index: count(row, 7, ("event", seq, "phase_index"))?,
+        attempt: count(row, 8, ("event", seq, "attempt"))?,
         data,
     })
 }
@@ -194,13 +208,14 @@ pub(super) fn errors(conn: &Connection, id: JobId, limit: usize) -> Result<Vec<S
     let mut errors = Vec::new();
     while let Some(row) = read(rows.next())? {
         let cause: String = read(row.get(4))?;
+        let number: i64 = read(row.get(7))?;
         let phase: Option<String> = read(row.get(0))?;
         let error = JobError {
             phase: phase.map(Arc::from),
-            attempt: read(row.get(1))?,
+            attempt: count(row, 1, ("job_error", number, "attempt"))?,
             at: Timestamp::from_millis(read(row.get(2))?),
             kind: ErrorCause::from_name(&cause)
-                .ok_or_else(|| errors::corrupt("job_error of job", id.as_i64(), "cause", cause))?,
+                .ok_or_else(|| errors::corrupt("job_error", number, "cause", cause))?,
             message: read(row.get(5))?,
             backtrace: read(row.get(6))?,
         };
@@ -218,7 +233,7 @@ pub(super) fn phases(conn: &Connection, id: JobId) -> Result<Vec<(u32, PhaseDone
         let key: i64 = read(row.get(0))?;
         let index = u32::try_from(key & 255).expect("8 bits");
         let done = PhaseDone {
-            attempt: read(row.get(1))?,
+            attempt: count(row, 1, ("phase", key, "attempt"))?,
             started_at: Timestamp::from_millis(read(row.get(2))?),
             finished_at: Timestamp::from_millis(read(row.get(3))?),
             result: read(row.get(4))?,

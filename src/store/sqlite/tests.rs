@@ -1,0 +1,492 @@
+//! What is true of the file alone: which plans SQLite makes, which files are refused, and what a damaged row is answered with. Test
+//! code; what every backend must do is in `conformance`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rusqlite::{Connection, StatementStatus, params_from_iter};
+
+use super::*;
+use crate::error::Error;
+use crate::job::{ErrorCause, JobId};
+use crate::new_job::NewJob;
+use crate::store::ops::{ClaimRequest, Claimable, Fault, Op, PlannedJob, Settle};
+use crate::store::{Filter, seam};
+use crate::time::Timestamp;
+use crate::transition::{Edge, Input, Tries, Verdict};
+
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Scene { dir }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("jobs.db")
+    }
+
+    fn open(&self) -> Result<SqliteStore> {
+        SqliteStore::open(&self.path(), Durability::Full)
+    }
+
+    /// A connection of another program.
+    fn raw(&self) -> Connection {
+        Connection::open(self.path()).expect("SQLite opens what SQLite wrote")
+    }
+
+    /// The error that opening the file ends in.
+    fn refusal(&self) -> (ErrorKind, String) {
+        let error = self.open().err().expect("this file is to be refused");
+        let text = error.to_string();
+        (
+            error.kind(),
+            text.replace(&self.path().display().to_string(), "FILE"),
+        )
+    }
+}
+
+fn commit(store: &mut SqliteStore, ops: &[Op], request: &ClaimRequest) -> Result<seam::Committed> {
+    let (now, mut committed) = (Timestamp::from_millis(1_800_000_000_000), None);
+    let outcome = store.transact(&mut |rows| {
+        committed = Some(seam::run(rows, ops, request, now, 1)?);
+        Ok(())
+    });
+    match outcome {
+        Ok(()) => Ok(committed.expect("it was run")),
+        Err(Failure::NothingDone(error) | Failure::Unknown(error)) => Err(error),
+    }
+}
+
+/// A file with one pending job (1) that has a result, an error and a checkpoint.
+fn furnished(scene: &Scene) -> SqliteStore {
+    let mut store = scene.open().expect("a new file");
+    let plan: crate::event::Plan = ["fetch", "load"]
+        .map(crate::job::PhaseName::new)
+        .into_iter()
+        .collect();
+    let job = NewJob::new("import", &serde_json::json!({"a": 1})).expect("JSON");
+    let planned = PlannedJob {
+        job,
+        plan: Some(plan.clone()),
+    };
+    let request = request();
+    let row = |committed: seam::Committed| committed.claims.claimed[0].row;
+    let claimed = commit(&mut store, &[Op::Enqueue(vec![planned])], &request);
+    let row = row(claimed.expect("a commit"));
+    let settle = |phase_index, input, error| {
+        Op::Settle(Settle {
+            phase_index,
+            result: Some(format!("{phase_index}")),
+            error,
+            ..Settle::void(&row, input)
+        })
+    };
+    let save = Op::Save {
+        id: row.id,
+        epoch: 1,
+        phase_index: 1,
+        json: "7".to_owned(),
+    };
+    let done = Input::PhaseCompleted {
+        epoch: 1,
+        edge: Edge::GoOn,
+    };
+    let failed = Input::PhaseFailed {
+        epoch: 1,
+        verdict: Verdict::Retry {
+            tries: Tries::OfJob { max: 9 },
+            delay: Duration::from_secs(60),
+        },
+    };
+    let fault = Fault {
+        cause: ErrorCause::Error,
+        message: "boom".to_owned(),
+        backtrace: None,
+    };
+    let ops = [settle(0, done, None), save, settle(1, failed, Some(fault))];
+    let committed = commit(&mut store, &ops, &ClaimRequest::default()).expect("a commit");
+    assert!(committed.answers.iter().all(Result::is_ok));
+    store
+}
+
+fn request() -> ClaimRequest {
+    ClaimRequest {
+        room: 9,
+        bytes_max: 1000,
+        types: Arc::new([Claimable {
+            type_id: 1,
+            job_type: "import".into(),
+            plan: None,
+            concurrency: None,
+        }]),
+        from_backlog: true,
+        ..ClaimRequest::default()
+    }
+}
+
+const BY_ID: &str = "USING INTEGER PRIMARY KEY";
+const LIVE: &str = "USING INDEX job_live";
+const LIVE_ALONE: &str = "USING COVERING INDEX job_live";
+const OVER_ALONE: &str = "USING COVERING INDEX job_over";
+/// Statements that a queue needs all the time, and what the plan of each must say.
+const HOT: &[(&str, &str)] = &[
+        (commit::UPDATE_JOB, BY_ID),
+        (commit::UPDATE_JOB_IN_PLACE, BY_ID),
+        (commit::DELETE_JOB, BY_ID),
+        (commit::DELETE_PAYLOAD, BY_ID),
+        (commit::DELETE_PHASES, BY_ID),
+        (commit::DELETE_CHECKPOINTS, BY_ID),
+        (
+            commit::DELETE_ERRORS,
+            "USING INDEX job_error_job (job_id=?)",
+        ),
+        (commit::TRIM_ERRORS, "USING COVERING INDEX job_error_job"),
+        (rows::SELECT_INPUT, BY_ID),
+        (
+            commit::SELECT_TYPE,
+            "USING INDEX sqlite_autoindex_job_type_1",
+        ),
+        (
+            commit::SELECT_PLAN_ID,
+            "USING COVERING INDEX sqlite_autoindex_plan_1",
+        ),
+        (
+            commit::SELECT_HOLDER,
+            "USING PRIMARY KEY (type_id=? AND key=?)",
+        ),
+        (commit::COUNT_RUNNING, "(status=? AND type_id=?)"),
+        (commit::COUNT_RUNNING, LIVE_ALONE),
+        (commit::SELECT_OLDEST_OVER, OVER_ALONE),
+        (
+            commit::SELECT_OLDEST_OVER,
+            "(status=? AND finished_at_ms>? AND finished_at_ms<?)",
+        ),
+        (due::SELECT_PRIORITY, LIVE_ALONE),
+        (
+            due::SELECT_PRIORITY,
+            "(status=? AND type_id=? AND priority<?)",
+        ),
+        (due::SELECT_DUE, LIVE),
+        (
+            due::SELECT_DUE,
+            "(status=? AND type_id=? AND priority=? AND run_at_ms<?)",
+        ),
+        (due::SELECT_NEXT_DUE, LIVE_ALONE),
+        (
+            due::SELECT_NEXT_DUE,
+            "(status=? AND type_id=? AND priority=? AND run_at_ms>?)",
+        ),
+        (
+            prune::SELECT_HOLDERS,
+            "USING PRIMARY KEY ((type_id,key)>(?,?))",
+        ),
+        (
+            prune::DELETE_HOLDER,
+            "USING PRIMARY KEY (type_id=? AND key=?)",
+        ),
+        (prune::DELETE_OLD_EVENTS, BY_ID),
+        // In the order of the key, and only as far as the LIMIT.
+        (prune::SELECT_OLD_EVENTS, "SCAN event"),
+        (rows::SELECT_HEAD, "SCAN event"),
+        (rows::SELECT_JOB, BY_ID),
+        (rows::SELECT_PHASES, BY_ID),
+        (rows::SELECT_ERRORS, "USING INDEX job_error_job (job_id=?)"),
+        (read::SELECT_CHANGES, BY_ID),
+        (read::SELECT_CHANGE_AT, BY_ID),
+        (read::LIST_BY_ID, BY_ID),
+        (
+            read::LIST_BY_END,
+            "USING INDEX job_over (status=? AND finished_at_ms<?)",
+        ),
+        (read::COUNT_AHEAD, LIVE_ALONE),
+];
+
+#[test]
+fn every_hot_statement_uses_its_index_and_none_sorts() {
+    let scene = Scene::new();
+    let _store = scene.open().expect("a new file");
+    let conn = open::reader(&scene.path()).expect("a reader");
+    for (sql, wanted) in HOT {
+        let plan = plan_of(&conn, sql);
+        assert!(plan.contains(wanted), "{sql}\n{plan}");
+        assert!(!plan.contains("SCAN job"), "{sql}\n{plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{sql}\n{plan}");
+    }
+}
+
+fn plan_of(conn: &Connection, sql: &str) -> String {
+    let mut statement = conn
+        .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
+        .expect("valid SQL");
+    let params = params_from_iter(vec![1; statement.parameter_count()]);
+    let lines = statement
+        .query_map(params, |row| row.get::<_, String>(3))
+        .expect("a plan");
+    let lines: Vec<String> = lines.map(|line| line.expect("a line")).collect();
+    lines.join("\n")
+}
+
+/// SQLite looks at the value that is bound to a LIMIT when it plans, and so planned the statement anew at each execution, which
+/// took longer than the execution.
+#[test]
+fn a_bound_limit_does_not_have_a_statement_planned_anew() {
+    let scene = Scene::new();
+    drop(scene.open().expect("a new file"));
+    let writer = open::writer(&scene.path(), Durability::Full).expect("a writer");
+    let reader = open::reader(&scene.path()).expect("a reader");
+    for conn in [writer, reader] {
+        for sql in [due::SELECT_DUE, read::SELECT_CHANGES, rows::SELECT_ERRORS] {
+            let mut statement = conn.prepare(sql).expect("valid SQL");
+            for value in 1..5 {
+                let params = params_from_iter(vec![value; statement.parameter_count()]);
+                assert!(
+                    statement
+                        .query(params)
+                        .expect("rows")
+                        .next()
+                        .expect("a step")
+                        .is_none()
+                );
+            }
+            assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{sql}");
+        }
+    }
+}
+
+#[test]
+fn the_file_of_another_program_is_refused_and_left_as_it_is() {
+    let scene = Scene::new();
+    scene
+        .raw()
+        .execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1);")
+        .expect("SQL");
+    let before = fs::read(scene.path()).expect("a file");
+    let expected = "FILE: is an SQLite file of another program: name a file of its own".to_owned();
+    assert_eq!(
+        scene.refusal(),
+        (ErrorKind::InvalidConfig, expected.clone())
+    );
+    assert_eq!(fs::read(scene.path()).expect("a file"), before);
+    assert!(!scene.dir.path().join("jobs.db-wal").exists());
+    // An empty one that somebody has marked is not ours either.
+    fs::remove_file(scene.path()).expect("removed");
+    scene
+        .raw()
+        .execute_batch("PRAGMA application_id = 7; VACUUM;")
+        .expect("SQL");
+    assert_eq!(scene.refusal(), (ErrorKind::InvalidConfig, expected));
+}
+
+#[test]
+fn the_file_of_a_newer_version_is_refused() {
+    let scene = Scene::new();
+    drop(scene.open().expect("a new file"));
+    scene
+        .raw()
+        .execute_batch("PRAGMA user_version = 99")
+        .expect("SQL");
+    let expected =
+        "FILE: was written by a newer stepwell (schema 99, this one knows 1): use that version";
+    assert_eq!(
+        scene.refusal(),
+        (ErrorKind::InvalidConfig, expected.to_owned())
+    );
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused_and_an_empty_one_is_taken() {
+    let scene = Scene::new();
+    for size in [20, 512, 5000] {
+        let garbage: Vec<u8> = b"no database at all. "
+            .iter()
+            .copied()
+            .cycle()
+            .take(size)
+            .collect();
+        fs::write(scene.path(), &garbage).expect("written");
+        let (kind, message) = scene.refusal();
+        assert_eq!(kind, ErrorKind::InvalidConfig, "{size}: {message}");
+        assert!(
+            message.contains("it is no SQLite file, name another one"),
+            "{message}"
+        );
+        assert_eq!(fs::read(scene.path()).expect("a file"), garbage);
+    }
+    fs::write(scene.path(), b"").expect("written");
+    drop(scene.open().expect("an empty file is a new one"));
+}
+
+#[test]
+fn a_directory_is_refused_and_so_is_a_file_in_none() {
+    let scene = Scene::new();
+    let refusal = |path: PathBuf| {
+        let error: Error = canonical(&path).expect_err("no path of a file");
+        let text = error.to_string();
+        (
+            error.kind(),
+            text.replace(&scene.dir.path().display().to_string(), "DIR"),
+        )
+    };
+    let expected = "DIR: is a directory: name a file in it".to_owned();
+    assert_eq!(
+        refusal(scene.dir.path().to_owned()),
+        (ErrorKind::InvalidConfig, expected)
+    );
+    let (kind, message) = refusal(scene.dir.path().join("none/jobs.db"));
+    assert_eq!(kind, ErrorKind::InvalidConfig);
+    let expected = "DIR/none/jobs.db: its directory cannot be opened: create it first";
+    assert!(message.starts_with(expected), "{message}");
+    let error = SqliteStore::open(scene.dir.path(), Durability::Full).err();
+    assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::Storage));
+}
+
+#[cfg(unix)]
+#[test]
+fn all_three_files_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    let _store = furnished(&scene);
+    for name in ["jobs.db", "jobs.db-wal", "jobs.db-shm"] {
+        let metadata = fs::metadata(scene.dir.path().join(name)).expect(name);
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
+    }
+}
+
+#[test]
+fn wal_and_durability_are_really_on() {
+    for (durability, level) in [(Durability::Full, 2), (Durability::Normal, 1)] {
+        let scene = Scene::new();
+        let writer = open::writer(&scene.path(), durability).expect("a new file");
+        let text = |pragma| writer.query_row(pragma, [], |row| row.get::<_, String>(0));
+        assert_eq!(text("PRAGMA journal_mode").expect("read"), "wal");
+        let number = |pragma| writer.query_row(pragma, [], |row| row.get::<_, i64>(0));
+        assert_eq!(number("PRAGMA synchronous").expect("read"), level);
+        let other = scene.raw();
+        let mode = other.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
+        assert_eq!(
+            mode.expect("read"),
+            "wal",
+            "for every program that opens it"
+        );
+    }
+}
+
+#[test]
+fn a_reader_cannot_write() {
+    let scene = Scene::new();
+    let _store = furnished(&scene);
+    let reader = open::reader(&scene.path()).expect("a reader");
+    assert!(reader.execute("DELETE FROM job", []).is_err());
+}
+
+#[test]
+fn what_was_committed_is_there_when_the_file_is_opened_again() {
+    let scene = Scene::new();
+    let store = furnished(&scene);
+    let (reader, id) = (store.reader(), JobId::from_i64(1));
+    let (job, file_id) = (
+        reader.job(id).expect("read"),
+        reader.file_id().expect("read"),
+    );
+    drop((store, reader));
+    let mut store = scene.open().expect("the same file");
+    let reader = store.reader();
+    assert_eq!(reader.job(id).expect("read"), job);
+    assert_eq!(reader.file_id().expect("read"), file_id);
+    assert_eq!(file_id.len(), 12);
+    store.checkpoint().expect("nobody reads");
+    let wal = fs::metadata(scene.dir.path().join("jobs.db-wal")).expect("a log");
+    assert_eq!(wal.len(), 0);
+    store.reopen().expect("opened anew");
+    assert_eq!(reader.job(id).expect("read"), job, "readers go on");
+}
+
+#[test]
+fn a_damaged_row_is_named_by_table_row_and_column() {
+    let cases = [
+        ("UPDATE job SET status = 9", "job", "status", "9"),
+        ("UPDATE job SET attempt = -1", "job", "attempt", "-1"),
+        (
+            "UPDATE job SET phase_index = 1 << 40",
+            "job",
+            "phase_index",
+            "1099511627776",
+        ),
+        ("UPDATE job SET input = '{'", "job", "input", "{"),
+        (
+            "UPDATE job SET input = NULL",
+            "payload",
+            "job_id",
+            "of no row",
+        ),
+        ("UPDATE plan SET phases = '[1]'", "plan", "phases", "[1]"),
+        ("DELETE FROM plan", "plan", "id", "of no row"),
+        ("DELETE FROM job_type", "job_type", "id", "of no row"),
+        (
+            "UPDATE job_error SET cause = 'x'",
+            "job_error",
+            "cause",
+            "x",
+        ),
+        (
+            "UPDATE job_error SET attempt = -2",
+            "job_error",
+            "attempt",
+            "-2",
+        ),
+        ("UPDATE phase SET attempt = -3", "phase", "attempt", "-3"),
+    ];
+    for (sql, table, column, value) in cases {
+        let problem = damaged(sql, |reader| reader.job(JobId::from_i64(1)).map(|_| ()));
+        assert!(
+            problem.starts_with(&format!("table {table}, row ")),
+            "{sql}: {problem}"
+        );
+        let end = format!(": column {column} has the value {value}, which stepwell never writes");
+        assert!(problem.ends_with(&end), "{sql}: {problem}");
+    }
+    let cases = [
+        ("UPDATE event SET change = 99", "change", "99"),
+        ("UPDATE event SET data = '['", "data", "["),
+        ("UPDATE event SET attempt = -4", "attempt", "-4"),
+        ("UPDATE event SET phase_index = -5", "phase_index", "-5"),
+    ];
+    for (sql, column, value) in cases {
+        let problem = damaged(sql, |reader| reader.changes_after(0, 9).map(|_| ()));
+        let expected = format!(
+            "table event, row 1: column {column} has the value {value}, which stepwell never writes"
+        );
+        assert_eq!(problem, expected, "{sql}");
+    }
+    let problem = damaged("UPDATE event SET head = '1 2'", |reader| {
+        reader.head().map(|_| ())
+    });
+    assert!(
+        problem.contains(r#"column head has the value "1 2""#),
+        "{problem}"
+    );
+    let list = |reader: &dyn Reader| reader.list(&Filter::default(), None, 9).map(|_| ());
+    let problem = damaged("UPDATE job SET crash_count = -1", list);
+    assert!(
+        problem.contains("column crash_count has the value -1"),
+        "{problem}"
+    );
+}
+
+/// Damages a furnished file, and answers what looking at it says.
+fn damaged(sql: &str, look: impl Fn(&dyn Reader) -> Result<()>) -> String {
+    let scene = Scene::new();
+    let store = furnished(&scene);
+    let raw = scene.raw();
+    raw.execute_batch("PRAGMA ignore_check_constraints = ON")
+        .expect("SQL");
+    assert!(raw.execute(sql, []).expect("SQL") > 0, "{sql}");
+    let error = look(&*store.reader()).expect_err(sql);
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{sql}: {error}");
+    error.to_string()
+}
