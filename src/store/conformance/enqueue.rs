@@ -127,7 +127,7 @@ pub(super) fn an_input_of_any_size_comes_back_as_it_was(bench: &mut Bench) {
 
 pub(super) fn a_deadline_counts_from_the_time_the_job_may_start(bench: &mut Bench) {
     bench.register("import", "fetch");
-    let job = new_job("import").delay(1Duration::ZERO).deadline(SECOND);
+    let job = new_job("import").delay(10 * SECOND).deadline(SECOND);
     let id = bench.enqueue(job);
     assert_eq!(bench.job(id).deadline, Some(START.after(11 * SECOND)));
 }
@@ -166,7 +166,7 @@ pub(super) fn a_key_held_while_live_is_free_once_the_job_is_over(bench: &mut Ben
 
 pub(super) fn a_key_held_for_a_time_outlives_its_job(bench: &mut Bench) {
     bench.register("import", "fetch");
-    let hold = While::For(1Duration::ZERO);
+    let hold = While::For(10 * SECOND);
     assert_eq!(keyed(bench, "import", hold), (1, true));
     bench.cancel(JobId::from_i64(1));
     bench
@@ -175,7 +175,7 @@ pub(super) fn a_key_held_for_a_time_outlives_its_job(bench: &mut Bench) {
     bench.now = START.after(9 * SECOND);
     assert_eq!(keyed(bench, "import", hold), (1, false));
     assert!(bench.find(JobId::from_i64(1)).is_none());
-    bench.now = START.after(1Duration::ZERO);
+    bench.now = START.after(10 * SECOND);
     assert_eq!(keyed(bench, "import", hold), (2, true));
 }
 

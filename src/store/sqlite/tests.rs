@@ -135,75 +135,75 @@ const LIVE_ALONE: &str = "USING COVERING INDEX job_live";
 const OVER_ALONE: &str = "USING COVERING INDEX job_over";
 /// Statements that a queue needs all the time, and what the plan of each must say.
 const HOT: &[(&str, &str)] = &[
-        (commit::UPDATE_JOB, BY_ID),
-        (commit::UPDATE_JOB_IN_PLACE, BY_ID),
-        (commit::DELETE_JOB, BY_ID),
-        (commit::DELETE_PAYLOAD, BY_ID),
-        (commit::DELETE_PHASES, BY_ID),
-        (commit::DELETE_CHECKPOINTS, BY_ID),
-        (
-            commit::DELETE_ERRORS,
-            "USING INDEX job_error_job (job_id=?)",
-        ),
-        (commit::TRIM_ERRORS, "USING COVERING INDEX job_error_job"),
-        (rows::SELECT_INPUT, BY_ID),
-        (
-            commit::SELECT_TYPE,
-            "USING INDEX sqlite_autoindex_job_type_1",
-        ),
-        (
-            commit::SELECT_PLAN_ID,
-            "USING COVERING INDEX sqlite_autoindex_plan_1",
-        ),
-        (
-            commit::SELECT_HOLDER,
-            "USING PRIMARY KEY (type_id=? AND key=?)",
-        ),
-        (commit::COUNT_RUNNING, "(status=? AND type_id=?)"),
-        (commit::COUNT_RUNNING, LIVE_ALONE),
-        (commit::SELECT_OLDEST_OVER, OVER_ALONE),
-        (
-            commit::SELECT_OLDEST_OVER,
-            "(status=? AND finished_at_ms>? AND finished_at_ms<?)",
-        ),
-        (due::SELECT_PRIORITY, LIVE_ALONE),
-        (
-            due::SELECT_PRIORITY,
-            "(status=? AND type_id=? AND priority<?)",
-        ),
-        (due::SELECT_DUE, LIVE),
-        (
-            due::SELECT_DUE,
-            "(status=? AND type_id=? AND priority=? AND run_at_ms<?)",
-        ),
-        (due::SELECT_NEXT_DUE, LIVE_ALONE),
-        (
-            due::SELECT_NEXT_DUE,
-            "(status=? AND type_id=? AND priority=? AND run_at_ms>?)",
-        ),
-        (
-            prune::SELECT_HOLDERS,
-            "USING PRIMARY KEY ((type_id,key)>(?,?))",
-        ),
-        (
-            prune::DELETE_HOLDER,
-            "USING PRIMARY KEY (type_id=? AND key=?)",
-        ),
-        (prune::DELETE_OLD_EVENTS, BY_ID),
-        // In the order of the key, and only as far as the LIMIT.
-        (prune::SELECT_OLD_EVENTS, "SCAN event"),
-        (rows::SELECT_HEAD, "SCAN event"),
-        (rows::SELECT_JOB, BY_ID),
-        (rows::SELECT_PHASES, BY_ID),
-        (rows::SELECT_ERRORS, "USING INDEX job_error_job (job_id=?)"),
-        (read::SELECT_CHANGES, BY_ID),
-        (read::SELECT_CHANGE_AT, BY_ID),
-        (read::LIST_BY_ID, BY_ID),
-        (
-            read::LIST_BY_END,
-            "USING INDEX job_over (status=? AND finished_at_ms<?)",
-        ),
-        (read::COUNT_AHEAD, LIVE_ALONE),
+    (commit::UPDATE_JOB, BY_ID),
+    (commit::UPDATE_JOB_IN_PLACE, BY_ID),
+    (commit::DELETE_JOB, BY_ID),
+    (commit::DELETE_PAYLOAD, BY_ID),
+    (commit::DELETE_PHASES, BY_ID),
+    (commit::DELETE_CHECKPOINTS, BY_ID),
+    (
+        commit::DELETE_ERRORS,
+        "USING INDEX job_error_job (job_id=?)",
+    ),
+    (commit::TRIM_ERRORS, "USING COVERING INDEX job_error_job"),
+    (rows::SELECT_INPUT, BY_ID),
+    (
+        commit::SELECT_TYPE,
+        "USING INDEX sqlite_autoindex_job_type_1",
+    ),
+    (
+        commit::SELECT_PLAN_ID,
+        "USING COVERING INDEX sqlite_autoindex_plan_1",
+    ),
+    (
+        commit::SELECT_HOLDER,
+        "USING PRIMARY KEY (type_id=? AND key=?)",
+    ),
+    (commit::COUNT_RUNNING, "(status=? AND type_id=?)"),
+    (commit::COUNT_RUNNING, LIVE_ALONE),
+    (commit::SELECT_OLDEST_OVER, OVER_ALONE),
+    (
+        commit::SELECT_OLDEST_OVER,
+        "(status=? AND finished_at_ms>? AND finished_at_ms<?)",
+    ),
+    (due::SELECT_PRIORITY, LIVE_ALONE),
+    (
+        due::SELECT_PRIORITY,
+        "(status=? AND type_id=? AND priority<?)",
+    ),
+    (due::SELECT_DUE, LIVE),
+    (
+        due::SELECT_DUE,
+        "(status=? AND type_id=? AND priority=? AND run_at_ms<?)",
+    ),
+    (due::SELECT_NEXT_DUE, LIVE_ALONE),
+    (
+        due::SELECT_NEXT_DUE,
+        "(status=? AND type_id=? AND priority=? AND run_at_ms>?)",
+    ),
+    (
+        prune::SELECT_HOLDERS,
+        "USING PRIMARY KEY ((type_id,key)>(?,?))",
+    ),
+    (
+        prune::DELETE_HOLDER,
+        "USING PRIMARY KEY (type_id=? AND key=?)",
+    ),
+    (prune::DELETE_OLD_EVENTS, BY_ID),
+    // In the order of the key, and only as far as the LIMIT.
+    (prune::SELECT_OLD_EVENTS, "SCAN event"),
+    (rows::SELECT_HEAD, "SCAN event"),
+    (rows::SELECT_JOB, BY_ID),
+    (rows::SELECT_PHASES, BY_ID),
+    (rows::SELECT_ERRORS, "USING INDEX job_error_job (job_id=?)"),
+    (read::SELECT_CHANGES, BY_ID),
+    (read::SELECT_CHANGE_AT, BY_ID),
+    (read::LIST_BY_ID, BY_ID),
+    (
+        read::LIST_BY_END,
+        "USING INDEX job_over (status=? AND finished_at_ms<?)",
+    ),
+    (read::COUNT_AHEAD, LIVE_ALONE),
 ];
 
 #[test]
