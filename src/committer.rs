@@ -61,6 +61,8 @@ pub(crate) trait Host: Send + Sync {
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp);
     /// When `due` or `wants_claims` will have something next.
     fn deadline(&self) -> Option<Timestamp>;
+    /// Nothing can be claimed, because a due job cannot be read.
+    fn claims_failed(&self, error: &Error);
     /// The store has failed (with the error), or works again.
     fn store_health(&self, failure: Option<&Error>);
 }
@@ -318,16 +320,28 @@ impl Committer {
 
     fn commit(&self, host: &dyn Host, ops: &[Op]) -> std::result::Result<Timed, Outcome> {
         let (now, started) = (self.clock.now(), monotonic());
-        let request = host.request(now);
+        let mut request = host.request(now);
         let tag = i64::from_ne_bytes(self.tag.fetch_add(1, Ordering::Relaxed).to_ne_bytes());
         let mut committed = None;
-        let mut last_row_seq = 0;
-        let done = self.store.lock().transact(&mut |rows| {
-            let done = seam::run(rows, ops, &request, now, tag)?;
-            last_row_seq = done.last_row_seq;
-            committed = Some(done);
-            Ok(())
-        });
+        let mut transact = |request: &ClaimRequest| {
+            self.store.lock().transact(&mut |rows| {
+                committed = Some(seam::run(rows, ops, request, now, tag)?);
+                Ok(())
+            })
+        };
+        let mut done = transact(&request);
+        if let Err(Failure::NothingDone(error)) = &done
+            && is_of_one(error)
+            && request.from_backlog
+        {
+            // Perhaps a job that was to be claimed is damaged: that must not stop what callers and workers want.
+            let problem = error.duplicate();
+            request.from_backlog = false;
+            done = transact(&request);
+            if done.is_ok() {
+                host.claims_failed(&problem);
+            }
+        }
         match (done, committed) {
             (Ok(()), Some(committed)) => Ok(Timed {
                 committed,

@@ -138,6 +138,13 @@ impl Host for Engine {
             .min()
     }
 
+    fn claims_failed(&self, error: &Error) {
+        log::error!(
+            "a due job cannot be read, nothing is claimed until the queue is resumed or opened again: {error}"
+        );
+        self.state.lock().claim_failure = Some(error.to_string());
+    }
+
     fn store_health(&self, failure: Option<&Error>) {
         let mut state = self.state.lock();
         match (failure, &state.store_failure) {
@@ -157,7 +164,12 @@ impl Host for Engine {
 impl State {
     /// Nothing is claimed.
     fn rests(&self) -> bool {
-        self.is_stopping || self.is_paused || self.store_failure.is_some() || self.poison.is_some()
+        self.is_stopping || self.is_paused || self.failure().is_some() || self.poison.is_some()
+    }
+
+    /// Why nothing is claimed, if it is because of the store.
+    pub(super) fn failure(&self) -> Option<&String> {
+        self.store_failure.as_ref().or(self.claim_failure.as_ref())
     }
 
     fn release(&self) -> Release {

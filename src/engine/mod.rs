@@ -65,6 +65,8 @@ struct State {
     is_stopping: bool,
     /// The store's last failure, until it works again.
     store_failure: Option<String>,
+    /// A due job that cannot be read, until somebody resumes the queue.
+    claim_failure: Option<String>,
     poison: Option<String>,
     /// Jobs whose plan is being made.
     planning: HashSet<JobId>,
@@ -207,6 +209,7 @@ impl Engine {
         let (is_paused, names) = self.reader.pauses()?;
         let mut state = self.state.lock();
         state.is_paused = is_paused;
+        state.claim_failure = None;
         state.paused_types = names.into_iter().collect();
         let State {
             types,
@@ -396,7 +399,7 @@ impl Engine {
 
     pub(crate) fn health(&self) -> (Option<String>, Option<String>) {
         let state = self.state.lock();
-        (state.poison.clone(), state.store_failure.clone())
+        (state.poison.clone(), state.failure().cloned())
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -420,6 +423,7 @@ impl State {
             paused_types: HashSet::new(),
             is_stopping: false,
             store_failure: None,
+            claim_failure: None,
             poison: None,
             planning: HashSet::new(),
         }
