@@ -33,12 +33,9 @@ pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// One claim: what does not change while it lasts.
 pub(crate) struct Run {
-    pub(crate) id: JobId,
-    pub(crate) epoch: i64,
     pub(crate) def: Arc<TypeDef>,
     pub(crate) plan: Plan,
     pub(crate) input: String,
-    pub(crate) flag: Arc<StopFlag>,
     pub(crate) last_error: Option<Arc<JobError>>,
     pub(crate) interruption: Option<Arc<Interruption>>,
     /// Timeouts and retry policies, worked out by the first worker that needs them.
@@ -49,12 +46,9 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn new(claimed: Claimed, def: Arc<TypeDef>) -> (JobRow, Run) {
         let run = Run {
-            id: claimed.row.id,
-            epoch: claimed.row.epoch,
             def,
             plan: claimed.plan,
             input: claimed.details.input,
-            flag: Arc::default(),
             last_error: claimed.details.last_error.map(Arc::new),
             interruption: claimed.details.interruption.map(Arc::new),
             resolved: OnceLock::new(),
@@ -85,12 +79,15 @@ pub(crate) struct Task {
     /// The job as it was committed last.
     pub(crate) row: JobRow,
     pub(crate) entered_at: Timestamp,
+    pub(crate) flag: Arc<StopFlag>,
 }
 
 struct Entry {
     run: Arc<Run>,
     row: JobRow,
     entered_at: Option<Timestamp>,
+    /// Of the phase that is offered or entered: a flag that came too late for one phase must not stop the next.
+    flag: Arc<StopFlag>,
 }
 
 /// What comes due while a handler runs.
@@ -119,6 +116,7 @@ pub(crate) struct Due {
     pub(crate) run: Arc<Run>,
     pub(crate) row: JobRow,
     pub(crate) entered_at: Timestamp,
+    pub(crate) flag: Arc<StopFlag>,
     pub(crate) alarm: Alarm,
 }
 
@@ -130,7 +128,7 @@ struct State {
 }
 
 struct Zombie {
-    run: Arc<Run>,
+    flag: Arc<StopFlag>,
     /// Its worker was replaced.
     is_abandoned: bool,
 }
@@ -159,6 +157,7 @@ impl LiveTable {
                 run: Arc::new(run),
                 row,
                 entered_at: None,
+                flag: Arc::default(),
             },
         );
     }
@@ -175,6 +174,7 @@ impl LiveTable {
             run: entry.run.clone(),
             row: entry.row,
             entered_at: now,
+            flag: entry.flag.clone(),
         })
     }
 
@@ -202,6 +202,10 @@ impl LiveTable {
             .filter(|entry| entry.row.epoch == row.epoch);
         let Some(entry) = entry else { return false };
         (entry.row, entry.entered_at) = (*row, None);
+        if entry.flag.is_set() {
+            // A timeout came up while the outcome was on its way to the disk, and lost.
+            entry.flag = Arc::default();
+        }
         true
     }
 
@@ -242,7 +246,7 @@ impl LiveTable {
         let Some(entry) = state.runs.remove(&id) else {
             return Left::Nothing;
         };
-        entry.run.flag.set(reason);
+        entry.flag.set(reason);
         if entry.entered_at.is_none() {
             return Left::Nothing;
         }
@@ -250,7 +254,7 @@ impl LiveTable {
         state.zombies.insert(
             key,
             Zombie {
-                run: entry.run,
+                flag: entry.flag,
                 is_abandoned: false,
             },
         );
@@ -282,12 +286,12 @@ impl LiveTable {
     }
 
     /// Every job whose handler is inside, with since when.
-    pub(crate) fn inside(&self) -> Vec<(Arc<Run>, JobRow, Timestamp)> {
+    pub(crate) fn inside(&self) -> Vec<(JobRow, Timestamp)> {
         let state = self.0.lock();
         let entered = state
             .runs
             .values()
-            .filter_map(|entry| Some((entry.run.clone(), entry.row, entry.entered_at?)));
+            .filter_map(|entry| Some((entry.row, entry.entered_at?)));
         entered.collect()
     }
 
@@ -322,6 +326,7 @@ impl LiveTable {
                             run: entry.run.clone(),
                             row: entry.row,
                             entered_at,
+                            flag: entry.flag.clone(),
                             alarm: timer.alarm,
                         });
                     }
@@ -347,17 +352,17 @@ impl LiveTable {
         !state.zombies.is_empty() || state.runs.values().any(|entry| entry.entered_at.is_some())
     }
 
-    /// Tells every handler whose claim is over, again, that it should stop; for the end of the queue.
-    pub(crate) fn stop_zombies(&self) {
-        let zombies: Vec<_> = self
-            .0
-            .lock()
-            .zombies
+    /// The flags of all handlers that are inside, their claim over or not, and the jobs of those whose claim is not.
+    pub(crate) fn flags(&self) -> (Vec<Arc<StopFlag>>, Vec<JobId>) {
+        let state = self.0.lock();
+        let entered = state
+            .runs
             .values()
-            .map(|zombie| zombie.run.clone())
-            .collect();
-        for run in zombies {
-            run.flag.set(StopReason::Shutdown);
-        }
+            .filter(|entry| entry.entered_at.is_some());
+        let (mut flags, ids): (Vec<_>, Vec<_>) = entered
+            .map(|entry| (entry.flag.clone(), entry.row.id))
+            .unzip();
+        flags.extend(state.zombies.values().map(|zombie| zombie.flag.clone()));
+        (flags, ids)
     }
 }

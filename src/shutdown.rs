@@ -151,7 +151,7 @@ impl Shutdown {
                 engine.give_back_paused();
                 pause(LOOK);
             }
-            report.interrupted = told.iter().map(|run| run.id).collect();
+            report.interrupted = told;
             engine.fence();
         }
         engine.stop_workers();

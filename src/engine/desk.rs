@@ -80,6 +80,7 @@ impl Engine {
             run,
             row,
             entered_at,
+            ..
         } = task;
         let phase_index = row.phase_index as usize;
         let resolved = match run.resolved() {
@@ -110,7 +111,7 @@ impl Engine {
             deadline: [timeout_at, row.deadline].into_iter().flatten().min(),
             last_error: run.last_error.clone(),
             interruption: run.interruption.clone(),
-            flag: run.flag.clone(),
+            flag: task.flag.clone(),
             services: services as Arc<dyn Services>,
         };
         runner::run(
@@ -135,6 +136,7 @@ impl Engine {
             run,
             row,
             entered_at,
+            ..
         } = task;
         let epoch = row.epoch;
         let refused = match outcome {
@@ -151,7 +153,7 @@ impl Engine {
             }
             Outcome::Refused(refused) => refused,
         };
-        let is_shutdown = run.flag.reason() == Some(StopReason::Shutdown);
+        let is_shutdown = task.flag.reason() == Some(StopReason::Shutdown);
         let input = match &refused.answer {
             Answer::Snooze(delay) => Input::Snooze {
                 epoch,

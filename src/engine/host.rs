@@ -3,7 +3,6 @@
 //! Every function here is called by whoever leads, one commit at a time; so what is published is published in the order of
 //! commits.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::committer::Host;
@@ -353,7 +352,7 @@ impl Engine {
 
     /// A handler's time is over: its flag is set now, its outcome is recorded at once.
     fn timed_out(&self, due: &Due) -> Settle {
-        due.run.flag.set(StopReason::Timeout);
+        due.flag.set(StopReason::Timeout);
         let (cause, message) = match due.alarm {
             Alarm::Deadline => (
                 ErrorCause::Deadline,
@@ -416,10 +415,10 @@ impl Engine {
     /// Records what the shutdown cuts off: handlers that did not stop in time.
     pub(crate) fn fence(&self) -> Vec<JobId> {
         let mut cut = Vec::new();
-        for (run, row, entered_at) in self.live.inside() {
+        for (row, entered_at) in self.live.inside() {
             let reason = InterruptionReason::Shutdown;
             let input = Input::Interrupted {
-                epoch: run.epoch,
+                epoch: row.epoch,
                 reason,
                 entered: true,
                 max_crashes: u32::MAX,
@@ -434,12 +433,12 @@ impl Engine {
         cut
     }
 
-    pub(crate) fn tell_to_stop(&self) -> Vec<Arc<Run>> {
-        let inside = self.live.inside();
-        for (run, ..) in &inside {
-            run.flag.set(StopReason::Shutdown);
+    /// Sets the flag of every handler that is inside, and answers the jobs that this cuts short.
+    pub(crate) fn tell_to_stop(&self) -> Vec<JobId> {
+        let (flags, ids) = self.live.flags();
+        for flag in flags {
+            flag.set(StopReason::Shutdown);
         }
-        self.live.stop_zombies();
-        inside.into_iter().map(|(run, ..)| run).collect()
+        ids
     }
 }

@@ -1,0 +1,608 @@
+//! The comparison: what handlers and callers wrote down, against the invariants of a history and against the file.
+//!
+//! The names H1 to H6 and S10 are those of the specification of these proofs.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::path::Path;
+
+use stepwell::{Client, ErrorCause, Event, EventKind, Job, JobId, JobStatus};
+
+use crate::journal;
+
+/// Paths that are seldom taken. A long run must have taken each of them.
+const RARE: [&str; 20] = [
+    "acknowledged",
+    "asked, never answered, and stored",
+    "asked, never answered, and not stored",
+    "killed inside a handler",
+    "killed between a handler's return and its commit",
+    "killed before the queue was open",
+    "killed while jobs had to be recovered",
+    "killed in a shutdown",
+    "interruption told to a job",
+    "crash limit reached",
+    "cancelled at a phase boundary",
+    "cancelled while pending",
+    "cancel lost to completion",
+    "late result fenced",
+    "retry lost to another",
+    "retried by hand, resuming",
+    "retried by hand, from the start",
+    "unique key kept a job out",
+    "checkpoint resumed",
+    "deleted",
+];
+
+/// How often what was seen.
+#[derive(Debug, Default)]
+pub(crate) struct Counters(BTreeMap<&'static str, u64>);
+
+impl Counters {
+    pub(crate) fn add(&mut self, name: &'static str) {
+        *self.0.entry(name).or_default() += 1;
+    }
+
+    pub(crate) fn never(&self) -> Vec<&'static str> {
+        RARE.into_iter()
+            .filter(|name| !self.0.contains_key(name))
+            .collect()
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in &self.0 {
+            write!(f, "\n  {count:>8} {name}")?;
+        }
+        self.never()
+            .iter()
+            .try_for_each(|name| write!(f, "\n         0 {name}"))
+    }
+}
+
+/// What the journal says of one job.
+#[derive(Debug, Default)]
+struct Traces {
+    /// The phase whose handler is inside.
+    inside: Option<u32>,
+    /// Phases whose completion was durable for sure.
+    durable: u32,
+    is_completed: bool,
+    /// A retry from the start was asked for: once, phases may start again.
+    may_restart: bool,
+    /// The newest result that a handler returned, by phase.
+    results: HashMap<u32, String>,
+    /// The last thing that happened: the handler of this phase returned a result.
+    returned: Option<u32>,
+    /// And then its process was killed.
+    is_killed: bool,
+    /// The newest checkpoint, saved for sure, and the newest one that was tried.
+    saved: HashMap<u32, (u64, u64)>,
+    cancels_asked: usize,
+    cancels_done: usize,
+    retries_asked: usize,
+    retries_done: usize,
+    /// Asked and not answered yet.
+    open_cancels: usize,
+    open_retries: usize,
+    /// A retry was under way while a cancel was: which came first is not known.
+    is_mixed: bool,
+    /// Its cancel was acknowledged, and no retry has been asked for since.
+    is_cancelled: bool,
+    starts_after_cancel: usize,
+    delete_asked: bool,
+    was_unreadable: bool,
+}
+
+/// All that was written down about one file.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    asked: BTreeSet<String>,
+    /// The job that a tag was answered with, and whether it was new.
+    answered: BTreeMap<String, (JobId, bool)>,
+    jobs: BTreeMap<JobId, Traces>,
+    problems: Vec<String>,
+}
+
+impl History {
+    pub(crate) fn read(path: &Path, counters: &mut Counters) -> History {
+        let mut history = History::default();
+        let mut process = Process::default();
+        for (line, words) in journal::read(path).iter().enumerate() {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            if let Err(problem) = history.take(&words, &mut process, counters) {
+                history.problems.push(format!(
+                    "journal line {}: {}: {problem}",
+                    line + 1,
+                    words.join(" ")
+                ));
+            }
+        }
+        history
+    }
+
+    fn take(
+        &mut self,
+        words: &[&str],
+        process: &mut Process,
+        counters: &mut Counters,
+    ) -> Result<(), String> {
+        match *words {
+            ["P", _] => {
+                *process = Process {
+                    has_work: self.has_work(),
+                    ..Process::default()
+                }
+            }
+            ["O", _] => process.is_open = true,
+            ["H", _] => process.is_stopping = true,
+            ["h", _] => process.is_stopping = false,
+            ["K", _] => self.killed(process, counters),
+            ["X", ..] => return Err("must not happen".to_owned()),
+            ["Q?", tag] => {
+                self.asked.insert(tag.to_owned());
+            }
+            ["Q!", tag, id, new] => {
+                counters.add(if new == "new" {
+                    "acknowledged"
+                } else {
+                    "unique key kept a job out"
+                });
+                self.answered
+                    .insert(tag.to_owned(), (job_id(id), new == "new"));
+            }
+            [kind, id, ref rest @ ..] => return self.job(job_id(id)).take(kind, rest, counters),
+            _ => return Err("not understood".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn job(&mut self, id: JobId) -> &mut Traces {
+        self.jobs.entry(id).or_default()
+    }
+
+    fn has_work(&self) -> bool {
+        self.jobs
+            .values()
+            .any(|job| job.inside.is_some() || job.returned.is_some())
+    }
+
+    fn killed(&mut self, process: &Process, counters: &mut Counters) {
+        if !process.is_open {
+            counters.add("killed before the queue was open");
+        }
+        if !process.is_open && process.has_work {
+            counters.add("killed while jobs had to be recovered");
+        }
+        if process.is_stopping {
+            counters.add("killed in a shutdown");
+        }
+        for job in self.jobs.values_mut() {
+            // What was asked and not answered has happened by now, or never will.
+            (job.open_cancels, job.open_retries) = (0, 0);
+            job.is_killed = true;
+            if job.inside.take().is_some() {
+                counters.add("killed inside a handler");
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Process {
+    is_open: bool,
+    is_stopping: bool,
+    has_work: bool,
+}
+
+fn job_id(text: &str) -> JobId {
+    text.parse().expect("the journal has job ids")
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> T
+where
+    T::Err: fmt::Debug,
+{
+    text.parse().expect("the journal has numbers")
+}
+
+impl Traces {
+    fn take(&mut self, kind: &str, rest: &[&str], counters: &mut Counters) -> Result<(), String> {
+        match (kind, rest) {
+            ("S", [phase, _attempt]) => return self.starts(number(phase), counters),
+            ("W", [phase, seen @ ..]) => return self.sees(number(phase), seen),
+            ("E", [phase, end @ ..]) => {
+                (self.inside, self.returned, self.is_killed) = (None, None, false);
+                if let ["ok", result] = end {
+                    self.results.insert(number(phase), (*result).to_owned());
+                    if self.is_cancelled {
+                        counters.add("late result fenced");
+                    } else {
+                        self.returned = Some(number(phase));
+                    }
+                }
+            }
+            ("L", [phase, position]) => {
+                let (least, most) = self.saved.get(&number(phase)).copied().unwrap_or_default();
+                let position: u64 = number(position);
+                if position > 0 {
+                    counters.add("checkpoint resumed");
+                }
+                if (position < least && !self.may_restart) || position > most {
+                    return Err(format!("the checkpoint was {least}, at most {most}"));
+                }
+            }
+            ("v", [phase, position]) => {
+                self.saved.entry(number(phase)).or_default().1 = number(position)
+            }
+            ("V", [phase, position]) => {
+                self.saved.entry(number(phase)).or_default().0 = number(position)
+            }
+            ("D", [status, done]) => return self.is_seen(status, number(done)),
+            ("C?", []) => {
+                self.cancels_asked += 1;
+                self.is_mixed = self.open_retries > 0 || (self.is_mixed && self.open_cancels > 0);
+                self.open_cancels += 1;
+            }
+            ("C!", [answer]) => self.cancelled(answer, counters),
+            ("R?", [from]) => {
+                self.retries_asked += 1;
+                self.open_retries += 1;
+                self.is_mixed = true;
+                self.may_restart |= *from == "start";
+                self.is_cancelled = false;
+                self.returned = None;
+            }
+            ("R!", [from, answer]) => self.retried(from, answer, counters),
+            ("D?", []) => self.delete_asked = true,
+            ("D!", []) => counters.add("deleted"),
+            ("G", ["none"]) => self.was_unreadable = true,
+            _ => return Err("not understood".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn starts(&mut self, phase: u32, counters: &mut Counters) -> Result<(), String> {
+        if let Some(other) = self.inside.replace(phase) {
+            return Err(format!("H4: its handler of phase {other} is still inside"));
+        }
+        if self.is_completed {
+            return Err("H3: the job was completed, durably".to_owned());
+        }
+        if self.is_cancelled {
+            self.starts_after_cancel += 1;
+        }
+        let is_killed = std::mem::take(&mut self.is_killed);
+        if self.returned.take() == Some(phase) {
+            counters.add(if is_killed {
+                "killed between a handler's return and its commit"
+            } else {
+                "late result fenced"
+            });
+        }
+        if phase < self.durable {
+            if !std::mem::take(&mut self.may_restart) {
+                return Err(format!(
+                    "H3: {} phases were completed, durably",
+                    self.durable
+                ));
+            }
+            self.saved.clear();
+        }
+        if phase != self.durable {
+            self.saved.remove(&phase);
+        }
+        self.durable = phase;
+        Ok(())
+    }
+
+    /// The phases before it have the results that their handlers returned last, since no handler starts before them.
+    fn sees(&self, phase: u32, seen: &[&str]) -> Result<(), String> {
+        for (earlier, seen) in (0..phase).zip(seen) {
+            let result = self.results.get(&earlier).map_or("none", String::as_str);
+            if result != *seen {
+                return Err(format!("H5: phase {earlier} had returned {result}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The file was looked at, no process having been at it.
+    fn is_seen(&mut self, status: &str, done: u32) -> Result<(), String> {
+        self.is_completed = status == "completed";
+        if done < self.durable {
+            if !std::mem::take(&mut self.may_restart) {
+                return Err(format!("{} phases were completed, durably", self.durable));
+            }
+            self.saved.clear();
+        }
+        if self.returned.is_some_and(|phase| phase < done) {
+            self.returned = None;
+        }
+        self.durable = done;
+        Ok(())
+    }
+
+    fn retried(&mut self, from: &str, answer: &str, counters: &mut Counters) {
+        self.open_retries = self.open_retries.saturating_sub(1);
+        if answer != "ok" {
+            return counters.add("retry lost to another");
+        }
+        self.retries_done += 1;
+        counters.add(match from {
+            "start" => "retried by hand, from the start",
+            _ => "retried by hand, resuming",
+        });
+    }
+
+    fn cancelled(&mut self, answer: &str, counters: &mut Counters) {
+        self.open_cancels = self.open_cancels.saturating_sub(1);
+        match answer {
+            "cancelled" => {
+                self.cancels_done += 1;
+                self.is_cancelled = !self.is_mixed;
+                if self.inside.is_none() && self.returned.is_some() {
+                    counters.add("cancelled at a phase boundary");
+                }
+                self.returned = None;
+            }
+            "already-completed" => counters.add("cancel lost to completion"),
+            _ => {}
+        }
+    }
+}
+
+/// What the log of the file says of one job.
+#[derive(Debug, Default)]
+struct Logged {
+    status: Option<JobStatus>,
+    cancels: usize,
+    /// It was pending each time it was cancelled.
+    was_never_started: bool,
+    retries: usize,
+    is_deleted: bool,
+}
+
+impl History {
+    /// Compares with a file whose jobs are all over. Answers what is wrong.
+    pub(crate) fn compare(mut self, client: &Client, counters: &mut Counters) -> Vec<String> {
+        let logged = self.replay(client, counters);
+        let mut ids_of_tags = HashSet::new();
+        let mut tags = BTreeSet::new();
+        for (id, logged) in &logged {
+            let traces = self.jobs.remove(id).unwrap_or_default();
+            let job = client.get(*id).expect("a job can be read");
+            let mut found = Vec::new();
+            compare_one(job.as_ref(), &traces, logged, &mut found);
+            if let Some(job) = &job {
+                let tag = job.input["tag"].as_str().unwrap_or_default().to_owned();
+                if !self.asked.contains(&tag) || !tags.insert(tag.clone()) {
+                    found.push(format!("H2: nobody asked for it, or not twice: {tag}"));
+                }
+                if self
+                    .answered
+                    .get(&tag)
+                    .is_some_and(|(answered, new)| *new && answered != id)
+                {
+                    found.push(format!("H1: {tag} was answered with another id"));
+                }
+                if !self.answered.contains_key(&tag) {
+                    counters.add("asked, never answered, and stored");
+                }
+                count_errors(job, counters);
+            }
+            ids_of_tags.insert(*id);
+            self.problems.extend(
+                found
+                    .into_iter()
+                    .map(|problem| format!("job {id}: {problem}")),
+            );
+        }
+        for (tag, (id, _)) in &self.answered {
+            if !ids_of_tags.contains(id) {
+                self.problems.push(format!(
+                    "H1: job {id} of {tag} was acknowledged and is gone"
+                ));
+            }
+        }
+        for (id, traces) in &self.jobs {
+            if traces.retries_done + traces.cancels_done > 0
+                || traces.inside.is_some()
+                || !traces.results.is_empty()
+            {
+                self.problems
+                    .push(format!("H2: job {id} is not in the log: {traces:?}"));
+            }
+        }
+        let is_lost = |tag: &&String| !self.answered.contains_key(*tag) && !tags.contains(*tag);
+        for _ in self.asked.iter().filter(is_lost) {
+            counters.add("asked, never answered, and not stored");
+        }
+        let is_answered = |id: &JobId| self.answered.values().any(|(answered, _)| answered == id);
+        let deleted = logged
+            .iter()
+            .filter(|(id, logged)| logged.is_deleted && !is_answered(id));
+        let deleted = deleted.count();
+        self.all_or_none(&tags, deleted);
+        self.problems
+    }
+
+    /// Jobs that were enqueued in one call are all there or none is, but for those that a key kept out or that are deleted.
+    fn all_or_none(&mut self, tags: &BTreeSet<String>, mut deleted: usize) {
+        let mut calls: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+        for tag in &self.asked {
+            let (call, member) = tag.rsplit_once('-').expect("a tag has parts");
+            if member.contains("of3") {
+                calls.entry(call).or_default().push(tag);
+            }
+        }
+        for (call, members) in calls {
+            let is_there =
+                |tag: &&&String| tags.contains(**tag) || self.answered.contains_key(**tag);
+            let is_free = |tag: &&&String| tag.ends_with('k');
+            let free = members
+                .iter()
+                .filter(|tag| is_free(tag) && !is_there(tag))
+                .count();
+            let there = members.iter().filter(is_there).count();
+            if there != 0 && there + free != 3 {
+                if deleted == 0 {
+                    self.problems
+                        .push(format!("call {call}: {there} of its 3 jobs are stored"));
+                }
+                deleted = deleted.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Follows the log, change by change.
+    fn replay(&mut self, client: &Client, counters: &mut Counters) -> BTreeMap<JobId, Logged> {
+        let mut jobs: BTreeMap<JobId, Logged> = BTreeMap::new();
+        let mut last = 0;
+        loop {
+            let events = client
+                .events_after(last, 10_000)
+                .expect("events can be read");
+            if events.is_empty() {
+                return jobs;
+            }
+            for event in events {
+                if event.seq != last + 1 {
+                    self.problems
+                        .push(format!("S8: event {} comes after {last}", event.seq));
+                }
+                last = event.seq;
+                let job = jobs.entry(event.job_id).or_default();
+                if let Err(problem) = job.follow(&event, counters) {
+                    let place = format!("event {} of job {}", event.seq, event.job_id);
+                    self.problems.push(format!("{place}: {problem}"));
+                }
+            }
+        }
+    }
+}
+
+impl Logged {
+    fn follow(&mut self, event: &Event, counters: &mut Counters) -> Result<(), String> {
+        use JobStatus::{Cancelled, Completed, Failed, Pending, Running};
+        let is_requested = event
+            .data
+            .get("reason")
+            .is_some_and(|reason| reason == "requested");
+        let (allowed, next): (&[Option<JobStatus>], _) = match event.kind {
+            EventKind::Created => (&[None], Pending),
+            EventKind::Started => (&[Some(Pending)], Running),
+            EventKind::PhaseStarted | EventKind::PhaseCompleted | EventKind::PhaseFailed => {
+                (&[Some(Running)], Running)
+            }
+            EventKind::Retrying if is_requested => {
+                self.retries += 1;
+                (&[Some(Failed), Some(Cancelled)], Pending)
+            }
+            EventKind::Retrying | EventKind::Interrupted => (&[Some(Running)], Pending),
+            EventKind::Completed => (&[Some(Running)], Completed),
+            // The crash limit: after its interruption.
+            EventKind::Failed => (&[Some(Running), Some(Pending)], Failed),
+            EventKind::Cancelled => {
+                self.cancels += 1;
+                self.was_never_started = self.status == Some(Pending) && self.cancels == 1;
+                (&[Some(Pending), Some(Running)], Cancelled)
+            }
+            EventKind::Deleted => {
+                self.is_deleted = true;
+                (&[Some(Completed), Some(Failed), Some(Cancelled)], Completed)
+            }
+            _ => return Err(format!("{} must not be stored", event.kind)),
+        };
+        if event.kind == EventKind::Cancelled && self.status == Some(Pending) {
+            counters.add("cancelled while pending");
+        }
+        let before = self.status.replace(next);
+        if allowed.contains(&before) {
+            Ok(())
+        } else {
+            Err(format!("S9: {} while {before:?}", event.kind))
+        }
+    }
+}
+
+fn compare_one(job: Option<&Job>, traces: &Traces, logged: &Logged, found: &mut Vec<String>) {
+    if let Some(phase) = traces.inside {
+        found.push(format!("the handler of phase {phase} never returned"));
+    }
+    let is_handlers = job.is_some_and(|job| &*job.job_type == "failer");
+    if logged.cancels < traces.cancels_done
+        || (logged.cancels > traces.cancels_asked && !is_handlers && job.is_some())
+    {
+        found.push(format!(
+            "H6: cancelled {} times by the log, {} acknowledged, {} asked",
+            logged.cancels, traces.cancels_done, traces.cancels_asked
+        ));
+    }
+    if logged.retries < traces.retries_done || logged.retries > traces.retries_asked {
+        found.push(format!(
+            "retried {} times by the log, {} acknowledged, {} asked",
+            logged.retries, traces.retries_done, traces.retries_asked
+        ));
+    }
+    if traces.starts_after_cancel > 0
+        && logged.was_never_started
+        && logged.cancels == 1
+        && logged.retries == 0
+    {
+        found.push("H6: it was cancelled before its start, and ran".to_owned());
+    }
+    if traces.starts_after_cancel > 1 {
+        found.push(format!(
+            "H6: {} phases started after it was cancelled",
+            traces.starts_after_cancel
+        ));
+    }
+    let Some(job) = job else {
+        if !logged.is_deleted {
+            found.push("H1: it is gone without having been deleted".to_owned());
+        }
+        return;
+    };
+    if logged.is_deleted || traces.was_unreadable {
+        found.push("it is there, but was deleted or could not be read".to_owned());
+    }
+    if logged.status != Some(job.status) {
+        found.push(format!(
+            "S9: {:?} by the log, {} by its row",
+            logged.status, job.status
+        ));
+    }
+    if !job.status.is_terminal() {
+        found.push(format!("H1: it was acknowledged and is {}", job.status));
+    }
+    if traces.is_cancelled && job.status != JobStatus::Cancelled {
+        found.push(format!(
+            "H6: its cancel was acknowledged and it is {}",
+            job.status
+        ));
+    }
+    for (index, phase) in (0..).zip(&job.phases) {
+        let Some(result) = &phase.result else {
+            continue;
+        };
+        let returned = traces.results.get(&index).map_or("none", String::as_str);
+        if job.status == JobStatus::Completed && result["nonce"].to_string() != returned {
+            found.push(format!(
+                "H5: phase {index} has {}, its handler returned {returned}",
+                result["nonce"]
+            ));
+        }
+    }
+}
+
+fn count_errors(job: &Job, counters: &mut Counters) {
+    for error in &job.errors {
+        match error.kind {
+            ErrorCause::Interrupted => counters.add("interruption told to a job"),
+            ErrorCause::CrashLimit => counters.add("crash limit reached"),
+            _ => {}
+        }
+    }
+}
