@@ -43,12 +43,17 @@ impl Host for Engine {
             types: state.claimable.clone(),
             exclude,
             direct: !is_due && under_way < self.config.workers,
+            seen_seq: Some(state.seen_seq),
             from_backlog: is_due && self.is_worth_a_claim(under_way, window),
             release,
         }
     }
 
     fn due(&self, now: Timestamp, is_idle: bool, ops: &mut Vec<Op>) {
+        let is_outside_new = std::mem::take(&mut self.state.lock().is_outside_new);
+        if is_outside_new {
+            self.look_outside();
+        }
         let (due, overstayed) = self.live.due(now);
         for due in due {
             ops.push(Op::Settle(self.timed_out(&due)));
@@ -100,6 +105,8 @@ impl Host for Engine {
         {
             let mut state = self.state.lock();
             state.counts = committed.head.counts;
+            state.seen_seq = committed.head.seq;
+            state.is_outside_new |= committed.is_foreign;
             if looked {
                 let is_limited = claims.more && !claims.is_full;
                 state
@@ -109,6 +116,9 @@ impl Host for Engine {
             state.planning.extend(unplanned.iter().map(|(id, ..)| *id));
         }
         self.bus.ring(committed.head.seq);
+        if committed.is_foreign {
+            self.committer.ring();
+        }
         for (id, job_type, input) in unplanned {
             // The user's code, with no lock held.
             let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
@@ -163,7 +173,11 @@ impl Host for Engine {
 impl State {
     /// Nothing is claimed.
     fn rests(&self) -> bool {
-        self.is_stopping || self.is_paused || self.failure().is_some() || self.poison.is_some()
+        self.is_stopping
+            || self.is_paused
+            || self.is_outside_new
+            || self.failure().is_some()
+            || self.poison.is_some()
     }
 
     /// Why nothing is claimed, if it is because of the store.
@@ -266,10 +280,8 @@ impl Engine {
                 settle.id
             );
             // The claim ended between the handler's return and this commit.
-            if settle.is_from == crate::store::ops::Source::Handler
-                && self.live.returned(settle.id, epoch) == Some(true)
-            {
-                self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
+            if settle.is_from == crate::store::ops::Source::Handler {
+                self.bury(settle.id, epoch);
             }
             return;
         };
@@ -289,6 +301,15 @@ impl Engine {
         }
         self.bus.forget(row.id);
         self.changed(row, now);
+    }
+
+    /// The handler of a claim that was over has returned.
+    fn bury(&self, id: JobId, epoch: i64) {
+        if self.live.returned(id, epoch) == Some(true) {
+            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
+        }
+        // The job may be waiting for just that.
+        self.state.lock().backlog.unknown();
     }
 
     /// A job is pending or over now.

@@ -15,7 +15,7 @@ use crate::bus::Bus;
 use crate::committer::Committer;
 use crate::config::{Config, Location};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Plan;
+use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId};
 use crate::live::LiveTable;
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
@@ -56,6 +56,10 @@ struct State {
     backlog: Backlog,
     pruner: Pruner,
     counts: [i64; 5],
+    /// The newest event that was published here.
+    seen_seq: Seq,
+    /// Another process has written to the file, and what follows from it has not been looked at.
+    is_outside_new: bool,
     /// Every registered type, with its number in the file.
     types: Vec<Claimable>,
     /// Those of them that are not paused.
@@ -153,6 +157,7 @@ impl Engine {
         self.bus.ring(head.seq);
         let mut state = self.state.lock();
         state.counts = head.counts;
+        state.seen_seq = head.seq;
         state.backlog.unknown();
         Ok(())
     }
@@ -289,13 +294,17 @@ impl Engine {
         self.committer.call(self, op)
     }
 
-    /// Another process has written to the file: look at what that may have changed.
-    pub(crate) fn look_outside(&self) {
+    /// Another process has written to the file: look at what that may have changed. The lead does this, so that it sees every
+    /// commit of ours with all that followed from it.
+    fn look_outside(&self) {
         let looked = self.load_pauses().and_then(|()| {
             let head = self.reader.head()?;
-            // Cancelled from outside: the handler must be told.
+            // Cancelled from outside, and perhaps retried or deleted since: the handler must be told, and the job must not be
+            // claimed again before it has returned.
             for id in self.live.ids() {
-                self.stop_if_over(id)?;
+                if self.reader.status(id)? != Some(crate::job::JobStatus::Running) {
+                    self.end_claim(id, crate::phase::context::StopReason::Cancelled);
+                }
             }
             for id in self.bus.waited_for() {
                 if self
@@ -313,14 +322,6 @@ impl Engine {
             log::warn!("what another process has changed cannot be read: {error}");
         }
         self.give_back_paused();
-        self.committer.ring();
-    }
-
-    fn stop_if_over(&self, id: JobId) -> Result<()> {
-        if self.reader.status(id)? == Some(crate::job::JobStatus::Cancelled) {
-            self.end_claim(id, crate::phase::context::StopReason::Cancelled);
-        }
-        Ok(())
     }
 
     /// The claim of a job is over by a decision from outside of its handler.
@@ -335,7 +336,8 @@ impl Engine {
 
     fn listen(&self, wake: &WakeListener) {
         while wake.wait() == crate::owner::Wake::Rung {
-            self.look_outside();
+            self.state.lock().is_outside_new = true;
+            self.committer.ring();
         }
     }
 
@@ -417,6 +419,8 @@ impl State {
             backlog: Backlog::default(),
             pruner,
             counts: [0; 5],
+            seen_seq: 0,
+            is_outside_new: false,
             types: Vec::new(),
             claimable: Arc::new([]),
             is_paused: false,

@@ -41,6 +41,8 @@ pub(crate) struct Committed {
     pub(crate) head: Head,
     /// The last row that was appended to the log, to recognise the commit by; 0 if there was none.
     pub(crate) last_row_seq: i64,
+    /// Another process has written since the caller last looked.
+    pub(crate) is_foreign: bool,
 }
 
 /// Does `ops`, then claims, all in the open transaction of `rows`.
@@ -52,7 +54,8 @@ pub(crate) fn run(
     tag: i64,
 ) -> Result<Committed> {
     let head = rows.head()?;
-    let room = request.room;
+    let is_foreign = request.seen_seq.is_some_and(|seen| seen != head.seq);
+    let room = if is_foreign { 0 } else { request.room };
     let mut commit = Commit {
         rows,
         now,
@@ -84,6 +87,7 @@ pub(crate) fn run(
         claims,
         head,
         last_row_seq,
+        is_foreign,
     })
 }
 
