@@ -1,0 +1,341 @@
+//! Reads every file of a directory tree, and writes a manifest and a `SHA256SUMS` of it: `cargo run --release --example ingest
+//! -- [DIR]`, by default of the current directory. Ctrl-C stops it, and running it again goes on, also after kill -9 or a power
+//! cut.
+//!
+//! # What it makes
+//!
+//! Everything lies in `DIR/.stepwell` (`--out`, `--db`): `manifest.jsonl` has one line for each regular file, `SHA256SUMS` is
+//! what `sha256sum -c` reads from within `DIR`, `jobs.db` is the queue. Only that directory is left out, with symbolic links and
+//! special files; hidden files, `.git` and `target` are files like any other. Names are bytes: one that is not UTF-8 has a
+//! `path_hex` beside its `path`.
+//!
+//! # How
+//!
+//! One job is one *state* of one file: path, size and time of modification, which together are its unique key. It has four
+//! phases ([`phases`]), each with a result that is on disk before the next begins: `inspect`, `digest`, `analyse`, `publish`. The
+//! walk ([`walk`]) runs beside the workers and enqueues 500 files a commit ([`feed`]). When all jobs are over, a last one puts
+//! the manifest in order and writes `SHA256SUMS` ([`sums`]).
+//!
+//! **A repeated publish writes nothing twice.** A phase is run *at least once*: when the process dies between the append and the
+//! commit that says so, it runs again. So each line carries its job's id, and the program knows of every id whether it has a line:
+//! one bit a job, 125 KB for a million, read from the manifest at start-up. Looking at the bit, appending and setting it happen
+//! under one lock. A line that was torn by the death of the process has no end, or is no JSON: it is cut off at start-up, its
+//! job has no bit, and publishes again. See [`manifest`].
+//!
+//! **Each path is there once, in its newest state.** A changed file has another key, so another job, and its line comes after
+//! the old one; the last job drops the old line, and the lines of files that are gone. A state without a line comes back when the
+//! walk finds it (a file that was moved away and back, a manifest that somebody deleted, a line lost in a power cut): the key says
+//! "done", the bit says "no line", and so the file is enqueued under a second key. The manifest, not the queue, is the truth;
+//! that is also why the queue may forget its oldest jobs.
+//!
+//! **Failures stop nothing.** A file that cannot be read fails its job, is listed at the end, makes the exit code 1, and is tried
+//! again by the next run that finds it. A file that changes while it is read has failed too: half of each is no state.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program of its own: it starts threads and reads the clock"
+)]
+#![allow(unreachable_pub, reason = "nothing is public in a program")]
+
+mod feed;
+mod file;
+mod manifest;
+mod phases;
+mod report;
+mod sort;
+mod sums;
+mod walk;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::Parser;
+use stepwell::{Builder, Client, ErrorKind, JobHandle, JobQueue, Keep, Notice, Retention};
+use stepwell::{Seq, Subscription};
+
+use feed::Feed;
+use file::FileJob;
+use manifest::Manifest;
+use phases::Ingest;
+use report::{Reporter, Tally};
+use sums::Sums;
+
+/// How long jobs may take to reach the end of their phase after Ctrl-C. A digest that takes longer goes on where it saved last.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the progress is shown and Ctrl-C is looked for.
+const TICK: Duration = Duration::from_millis(20);
+const INTERRUPTED: u8 = 130;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes a manifest and a SHA256SUMS of a directory tree. Interrupt it whenever you like, and run it again to go on.
+#[derive(Parser)]
+#[command(
+    name = "ingest",
+    after_help = "Exit codes: 0 all done, 1 some files failed, 2 bad usage, 130 interrupted."
+)]
+struct Args {
+    /// The directory to read
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+    /// Where manifest.jsonl and SHA256SUMS go [default: DIR/.stepwell]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// The queue's file; it belongs to this DIR and OUT [default: OUT/jobs.db]
+    #[arg(long)]
+    db: Option<PathBuf>,
+    /// Files that are read at the same time [default: the number of processors]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+}
+
+/// Where everything lies. All of it absolute and free of symbolic links.
+struct Places {
+    root: PathBuf,
+    out: PathBuf,
+    db: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let reporter = Reporter::new();
+    let places = match Places::find(&args) {
+        Ok(places) => places,
+        Err(error) => {
+            reporter.line(&format!("error: {error}"));
+            return ExitCode::from(2);
+        }
+    };
+    match run(&args, &places, &reporter) {
+        Ok(code) => code,
+        Err(error) => {
+            reporter.finish();
+            reporter.line(&format!("error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Places {
+    fn find(args: &Args) -> Result<Places, Failure> {
+        let told = |path: &Path, error| format!("{}: {error}", path.display());
+        let root = args
+            .dir
+            .canonicalize()
+            .map_err(|error| told(&args.dir, error))?;
+        if !root.is_dir() {
+            return Err(format!("{}: not a directory", root.display()).into());
+        }
+        let out = args
+            .out
+            .clone()
+            .unwrap_or_else(|| root.join(walk::STATE_DIR));
+        std::fs::create_dir_all(&out).map_err(|error| {
+            format!(
+                "{}: {error}: choose another place with --out",
+                out.display()
+            )
+        })?;
+        let out = out.canonicalize().map_err(|error| told(&out, error))?;
+        if out == root.join(walk::STATE_DIR) {
+            // So that a repository does not take it in. Nothing depends on it.
+            std::fs::write(out.join(".gitignore"), "*\n").ok();
+        }
+        let db = match &args.db {
+            None => out.join("jobs.db"),
+            Some(db) => {
+                let db = std::path::absolute(db)?;
+                let name = db.file_name().ok_or("--db: not the name of a file")?;
+                let dir = db.parent().unwrap_or(Path::new("/"));
+                dir.canonicalize()
+                    .map_err(|error| told(dir, error))?
+                    .join(name)
+            }
+        };
+        Ok(Places { root, out, db })
+    }
+}
+
+/// The whole of it: opens what is there, feeds and watches the queue, lets the last job run, tells how it went.
+fn run(args: &Args, places: &Places, reporter: &Reporter) -> Result<ExitCode, Failure> {
+    let stop = stop_on_signals()?;
+    let (manifest, seq) = open_manifest(places, reporter)?;
+    let ingest = Arc::new(Ingest::new(
+        &places.root,
+        manifest.clone(),
+        reporter.clone(),
+    ));
+    let mut builder = JobQueue::builder(&places.db).retention(retention());
+    if let Some(workers) = args.workers {
+        builder = builder.workers(workers.into());
+    }
+    let (files, last) = register(&mut builder, &ingest);
+    let queue = builder.open()?;
+    let events = queue.subscribe_after(seq);
+    reporter.line(&format!(
+        "reading {}, writing {}",
+        places.root.display(),
+        places.out.display()
+    ));
+
+    let feed = Feed::start(
+        &queue,
+        files,
+        &places.root,
+        walk::own_files(places),
+        manifest,
+        &stop,
+    )?;
+    let mut watch = Watch {
+        queue: &queue,
+        events,
+        feed: &feed,
+        reporter,
+        stop: &stop,
+        tally: Tally::new(),
+    };
+    let is_through = watch.until(|queue| {
+        let stats = queue.stats()?;
+        Ok(feed.is_done() && stats.pending + stats.running == 0)
+    })?;
+    let mut sums = None;
+    if is_through {
+        let id = last.enqueue(&())?;
+        if watch.until(|queue| Ok(queue.status(id)?.is_none_or(|status| status.is_terminal())))? {
+            sums = Some(last.wait(id, Duration::ZERO)?);
+        }
+    }
+    let tally = watch.end()?;
+    let walked = feed.join()?;
+    // Its error says that handlers had to be told to stop, which is what we want of them.
+    queue.shutdown(STOP_TIMEOUT).ok();
+    reporter.finish();
+    let Some(sums) = sums else {
+        reporter.line(&format!(
+            "stopped; {} files were done in this run. Run it again to go on.",
+            tally.completed()
+        ));
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    report::summary(places, &tally, &walked, &sums);
+    Ok(if tally.has_failures() || walked.has_failures() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Opens the manifest, and looks where the log of the queue ends, before any worker runs.
+fn open_manifest(places: &Places, reporter: &Reporter) -> Result<(Arc<Manifest>, Seq), Failure> {
+    let client = Client::open(&places.db)?;
+    let seq = client.stats()?.head_seq;
+    let manifest = Manifest::open(&places.out, |line| {
+        let job = client.get(line.job)?;
+        let input = job.and_then(|job| serde_json::from_value::<FileJob>(job.input).ok());
+        Ok(input.is_some_and(|file| file.name == line.name))
+    })?;
+    for note in manifest.notes() {
+        reporter.line(note);
+    }
+    Ok((Arc::new(manifest), seq))
+}
+
+/// The queue forgets the oldest jobs, since the manifest remembers; the failed ones are kept for whoever wants to look.
+fn retention() -> Retention {
+    Retention::default()
+        .completed(Keep::newest(10_000))
+        .failed(Keep::FOREVER)
+        .events(Keep::newest(100_000))
+}
+
+fn register(
+    builder: &mut Builder,
+    ingest: &Arc<Ingest>,
+) -> (JobHandle<FileJob, ()>, JobHandle<(), Sums>) {
+    (
+        builder.register(phases::file_job(ingest)),
+        builder.register(sums::last_job(ingest)),
+    )
+}
+
+/// The first signal sets the flag, the second ends the process at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    })?;
+    Ok(stop)
+}
+
+/// Follows the queue's events, and shows how far it is.
+struct Watch<'a> {
+    queue: &'a JobQueue,
+    events: Subscription,
+    feed: &'a Feed,
+    reporter: &'a Reporter,
+    stop: &'a AtomicBool,
+    tally: Tally,
+}
+
+impl Watch<'_> {
+    /// True once `is_over` says so; false when the user wants to stop before that.
+    fn until(
+        &mut self,
+        is_over: impl Fn(&JobQueue) -> stepwell::Result<bool>,
+    ) -> Result<bool, Failure> {
+        loop {
+            if self.stop.load(Ordering::SeqCst) {
+                self.reporter
+                    .line("stopping: Ctrl-C once more to stop at once");
+                return Ok(false);
+            }
+            let health = self.queue.health();
+            if let Some(problem) = health.poisoned {
+                return Err(problem.into());
+            }
+            if is_over(self.queue)? {
+                return Ok(true);
+            }
+            let stats = self.queue.stats()?;
+            self.reporter.progress(
+                &self.feed.counts(),
+                &stats,
+                &self.tally,
+                health.store_failure.as_deref(),
+            );
+            self.listen(TICK)?;
+        }
+    }
+
+    /// Takes in events for `time`.
+    fn listen(&mut self, time: Duration) -> Result<(), Failure> {
+        let started = std::time::Instant::now();
+        while let Some(left) = time.checked_sub(started.elapsed()) {
+            match self.events.recv_timeout(left) {
+                Ok(Notice::Event(event)) => self.tally.note(&event),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Timeout => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that has happened so far.
+    fn end(mut self) -> Result<Tally, Failure> {
+        loop {
+            match self.events.recv_timeout(Duration::ZERO) {
+                Ok(Notice::Event(event)) => self.tally.note(&event),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Timeout => return Ok(self.tally),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

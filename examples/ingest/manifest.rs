@@ -1,0 +1,317 @@
+//! `manifest.jsonl`: one JSON object a line, appended by many workers, never twice for the same job.
+//!
+//! In memory there is one bit for each job: whether it has a line. The bits are read from the file when it is opened; looking at a
+//! bit, appending the line and setting the bit happen under one lock. Lines that are not whole (the process was killed inside an
+//! append, the power failed) are dropped at the opening, so their jobs publish again.
+//!
+//! A line is not synced to the disk: one that a power cut takes away is missed by the next run, which ingests the file again.
+//! The file is put in order, without the lines of old states and gone files, by [`Manifest::rewrite`].
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use stepwell::JobId;
+
+use crate::Failure;
+use crate::file::{Name, State};
+use crate::phases::{Kind, Text};
+
+pub const MANIFEST: &str = "manifest.jsonl";
+pub const SUMS: &str = "SHA256SUMS";
+const SET_ASIDE: &str = "manifest.jsonl.old";
+/// While a file is written anew; then it takes the name without this.
+const UNFINISHED: &str = ".tmp";
+/// Every name that this program uses in the directory of its output.
+pub const FILES: [&str; 5] = [
+    MANIFEST,
+    SUMS,
+    SET_ASIDE,
+    "manifest.jsonl.tmp",
+    "SHA256SUMS.tmp",
+];
+/// No line of ours is longer: 4 KiB of path, escaped and in hexadecimal.
+const LINE_MAX: u64 = 64 * 1024;
+
+/// One file in one state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Line {
+    pub job: JobId,
+    #[serde(flatten)]
+    pub name: Name,
+    #[serde(flatten)]
+    pub state: State,
+    pub kind: Kind,
+    pub sha256: String,
+    /// As `wc` counts them; none for a binary file.
+    #[serde(flatten)]
+    pub text: Option<Text>,
+}
+
+pub struct Manifest {
+    dir: PathBuf,
+    open: Mutex<Open>,
+    notes: Vec<String>,
+}
+
+struct Open {
+    /// Appends. Locked, so that no second process writes it.
+    file: File,
+    len: u64,
+    /// An append has failed half-way: there is something after `len`.
+    is_torn: bool,
+    published: Bits,
+}
+
+impl Manifest {
+    /// Opens the manifest in `dir`, and drops what is torn. `is_ours` says whether the queue knows the job of a line; if it does
+    /// not know the newest one, the manifest was made with another queue and is set aside.
+    pub fn open(
+        dir: &Path,
+        is_ours: impl Fn(&Line) -> Result<bool, Failure>,
+    ) -> Result<Manifest, Failure> {
+        let path = dir.join(MANIFEST);
+        let mut notes = Vec::new();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path)?;
+        lock(&file)?;
+        let mut contents = Contents::read(&path)?;
+        if let Some(newest) = &contents.newest
+            && !is_ours(newest)?
+        {
+            std::fs::rename(&path, dir.join(SET_ASIDE))?;
+            notes.push(format!("{MANIFEST} was made with another database: it is {SET_ASIDE} now, and every file is read again"));
+            file = replace(dir, MANIFEST, |_| Ok::<(), io::Error>(()))?;
+            contents = Contents::default();
+        }
+        let Dropped { count, is_inside } = contents.dropped;
+        if count > 0 {
+            notes.push(format!(
+                "{MANIFEST}: dropped what was no whole line ({count}); their files are read again"
+            ));
+        }
+        if is_inside {
+            let copy =
+                |out: &mut dyn Write| each_line(&path, |_, json| out.write_all(json)).map(drop);
+            file = replace(dir, MANIFEST, copy)?;
+        } else {
+            file.set_len(contents.whole_len)?;
+        }
+        let len = file.metadata()?.len();
+        let open = Open {
+            file,
+            len,
+            is_torn: false,
+            published: contents.published,
+        };
+        Ok(Manifest {
+            dir: dir.to_owned(),
+            open: Mutex::new(open),
+            notes,
+        })
+    }
+
+    /// What the user should know about the opening.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(MANIFEST)
+    }
+
+    /// Whether the job has its line.
+    pub fn has(&self, job: JobId) -> bool {
+        self.lock().published.has(job)
+    }
+
+    /// Appends the line, unless its job has one.
+    pub fn publish(&self, line: &Line) -> io::Result<()> {
+        let mut json = serde_json::to_vec(line)?;
+        json.push(b'\n');
+        let open = &mut *self.lock();
+        if open.published.has(line.job) {
+            return Ok(());
+        }
+        if open.is_torn {
+            open.file.set_len(open.len)?;
+        }
+        open.is_torn = true;
+        open.file.write_all(&json)?;
+        open.is_torn = false;
+        open.len += json.len() as u64;
+        open.published.insert(line.job);
+        Ok(())
+    }
+
+    /// Writes the manifest anew with the lines that `choose` takes from the present ones, while nothing is published.
+    pub fn rewrite<E: From<io::Error>>(
+        &self,
+        choose: impl FnOnce(&Path, &mut dyn FnMut(&Line) -> io::Result<()>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let open = &mut *self.lock();
+        let mut published = Bits::default();
+        let file = replace(&self.dir, MANIFEST, |out| {
+            choose(&self.dir.join(MANIFEST), &mut |line| {
+                published.insert(line.job);
+                serde_json::to_writer(&mut *out, line)?;
+                out.write_all(b"\n")
+            })
+        })?;
+        let len = file.metadata()?.len();
+        *open = Open {
+            file,
+            len,
+            is_torn: false,
+            published,
+        };
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is in a manifest.
+#[derive(Default)]
+struct Contents {
+    published: Bits,
+    /// The line with the highest job id: the job that the queue forgets last.
+    newest: Option<Line>,
+    dropped: Dropped,
+    /// The bytes of all whole lines.
+    whole_len: u64,
+}
+
+impl Contents {
+    fn read(path: &Path) -> io::Result<Contents> {
+        let mut contents = Contents::default();
+        let dropped = each_line(path, |line, json| {
+            contents.whole_len += json.len() as u64;
+            contents.published.insert(line.job);
+            if contents
+                .newest
+                .as_ref()
+                .is_none_or(|newest| newest.job < line.job)
+            {
+                contents.newest = Some(line);
+            }
+            Ok::<(), io::Error>(())
+        })?;
+        Ok(Contents {
+            dropped,
+            ..contents
+        })
+    }
+}
+
+/// What is in a manifest and is no whole line of ours.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dropped {
+    count: u64,
+    /// Whole lines come after it.
+    is_inside: bool,
+}
+
+/// Calls `take` with each whole line, parsed and as it stands, and passes over the rest.
+pub fn each_line<E: From<io::Error>>(
+    path: &Path,
+    mut take: impl FnMut(Line, &[u8]) -> Result<(), E>,
+) -> Result<Dropped, E> {
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let (mut json, mut dropped) = (Vec::new(), Dropped::default());
+    loop {
+        json.clear();
+        if (&mut reader).take(LINE_MAX).read_until(b'\n', &mut json)? == 0 {
+            return Ok(dropped);
+        }
+        match serde_json::from_slice(&json) {
+            Ok(line) if json.ends_with(b"\n") => {
+                dropped.is_inside |= dropped.count > 0;
+                take(line, &json)?;
+            }
+            _ => dropped.count += 1,
+        }
+    }
+}
+
+/// Writes a file anew under another name, syncs it and gives it its name: who reads it finds the old one or the new one, whole.
+pub fn replace<E: From<io::Error>>(
+    dir: &Path,
+    name: &str,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> Result<File, E> {
+    let unfinished = dir.join(format!("{name}{UNFINISHED}"));
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&unfinished)?;
+    lock(&file)?;
+    file.set_len(0)?;
+    let mut out = BufWriter::with_capacity(1 << 16, &file);
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    file.sync_all()?;
+    std::fs::rename(&unfinished, dir.join(name))?;
+    #[cfg(unix)]
+    File::open(dir)?.sync_all()?;
+    Ok(file)
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::other("another ingest is writing this manifest"),
+        TryLockError::Error(error) => error,
+    })
+}
+
+/// A set of jobs, one bit for each up to the highest.
+#[derive(Default)]
+pub struct Bits {
+    words: Vec<u64>,
+    count: u64,
+}
+
+impl Bits {
+    pub fn has(&self, job: JobId) -> bool {
+        let (word, bit) = place(job);
+        self.words.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    pub fn insert(&mut self, job: JobId) {
+        let (word, bit) = place(job);
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        self.count += u64::from(self.words[word] & bit == 0);
+        self.words[word] |= bit;
+    }
+
+    pub fn remove(&mut self, job: JobId) {
+        if self.has(job) {
+            let (word, bit) = place(job);
+            self.words[word] &= !bit;
+            self.count -= 1;
+        }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+fn place(job: JobId) -> (usize, u64) {
+    let id = usize::try_from(job.as_i64()).unwrap_or(0);
+    (id / 64, 1 << (id % 64))
+}

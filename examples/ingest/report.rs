@@ -1,0 +1,276 @@
+//! What the user sees: a progress bar on a terminal, plain lines elsewhere, and the summary.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use stepwell::{Event, EventKind, JobId, Stats};
+
+use crate::Places;
+use crate::feed::Counts;
+use crate::file::Name;
+use crate::manifest::{Bits, MANIFEST, SUMS};
+use crate::sums::Sums;
+
+/// The rest is counted.
+pub const FAILURES_SHOWN: usize = 20;
+/// Between plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// Writes to standard error. Clones are the same.
+#[derive(Clone)]
+pub struct Reporter(Arc<Shared>);
+
+struct Shared {
+    bar: Option<ProgressBar>,
+    said: Mutex<Instant>,
+    bytes: AtomicU64,
+    /// The large file that told last how far it is.
+    reading: Mutex<String>,
+}
+
+impl Reporter {
+    pub fn new() -> Reporter {
+        let style = ProgressStyle::with_template(
+            "[{elapsed_precise}] {bar:30} {human_pos}/{human_len} files, {msg}",
+        );
+        let is_terminal = std::io::stderr().is_terminal();
+        let bar = style
+            .ok()
+            .filter(|_| is_terminal)
+            .map(|style| ProgressBar::new(0).with_style(style));
+        Reporter(Arc::new(Shared {
+            bar,
+            said: Mutex::new(Instant::now()),
+            bytes: AtomicU64::new(0),
+            reading: Mutex::default(),
+        }))
+    }
+
+    pub fn line(&self, text: &str) {
+        match &self.0.bar {
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
+        }
+    }
+
+    /// A file of so many bytes has its line.
+    pub fn published(&self, bytes: u64) {
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A large file is so far.
+    pub fn reading(&self, name: &Name, position: u64, size: u64) {
+        let text = format!(", {name} at {} %", position * 100 / size.max(1));
+        *self
+            .0
+            .reading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    pub fn progress(&self, walked: &Counts, stats: &Stats, tally: &Tally, problem: Option<&str>) {
+        let done = walked.found.saturating_sub(stats.pending + stats.running);
+        let mut message = HumanBytes(self.0.bytes.load(Ordering::Relaxed)).to_string();
+        if tally.has_failures() {
+            message += &format!(", {} failed", HumanCount(tally.failed.count()));
+        }
+        message += &std::mem::take(
+            &mut *self
+                .0
+                .reading
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        if stats.paused {
+            message += ", the queue is paused";
+        }
+        if let Some(problem) = problem {
+            message += &format!(", waiting: {problem}");
+        }
+        match &self.0.bar {
+            Some(bar) => {
+                bar.set_length(walked.found);
+                bar.set_position(done);
+                bar.set_message(message);
+            }
+            None => self.plain(walked, done, &message),
+        }
+    }
+
+    fn plain(&self, walked: &Counts, done: u64, message: &str) {
+        let mut said = self.0.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.elapsed() >= LINE_EVERY {
+            *said = Instant::now();
+            let more = if walked.is_done { "" } else { " found so far" };
+            say(&format!(
+                "{} of {} files{more}, {message}",
+                HumanCount(done),
+                HumanCount(walked.found)
+            ));
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.0.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn say(text: &str) {
+    // A closed standard error is no reason to stop.
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
+/// What has become of this run's files, from the events of their jobs.
+pub struct Tally {
+    started: Instant,
+    completed: u64,
+    failed: Bits,
+    reasons: BTreeMap<JobId, String>,
+}
+
+impl Tally {
+    pub fn new() -> Tally {
+        Tally {
+            started: Instant::now(),
+            completed: 0,
+            failed: Bits::default(),
+            reasons: BTreeMap::new(),
+        }
+    }
+
+    pub fn note(&mut self, event: &Event) {
+        let id = event.job_id;
+        if event.kind == EventKind::Failed {
+            self.failed.insert(id);
+            if self.reasons.len() < FAILURES_SHOWN {
+                let message = event
+                    .data
+                    .get("message")
+                    .and_then(|message| message.as_str());
+                self.reasons
+                    .insert(id, message.unwrap_or_default().to_owned());
+            }
+        } else if event.kind == EventKind::Completed {
+            // It may have failed before, and been tried again.
+            self.failed.remove(id);
+            self.reasons.remove(&id);
+            self.completed += u64::from(&*event.job_type == "file");
+        }
+    }
+
+    pub fn has_failures(&self) -> bool {
+        self.failed.count() > 0
+    }
+
+    /// Files whose jobs were completed in this run.
+    pub fn completed(&self) -> u64 {
+        self.completed
+    }
+}
+
+/// On standard output.
+pub fn summary(places: &Places, tally: &Tally, walked: &Counts, sums: &Sums) {
+    write_summary(&mut std::io::stdout().lock(), places, tally, walked, sums).ok();
+}
+
+fn write_summary(
+    out: &mut dyn Write,
+    places: &Places,
+    tally: &Tally,
+    walked: &Counts,
+    sums: &Sums,
+) -> std::io::Result<()> {
+    let failed = tally.failed.count();
+    let before = walked.found.saturating_sub(tally.completed + failed);
+    let jobs = tally.completed + failed;
+    let seconds = tally.started.elapsed().as_secs_f64();
+    writeln!(
+        out,
+        "{} files found: {} done now, {} done before, {} failed",
+        HumanCount(walked.found),
+        HumanCount(tally.completed),
+        HumanCount(before),
+        HumanCount(failed)
+    )?;
+    writeln!(
+        out,
+        "{} files with {} in the manifest",
+        HumanCount(sums.files + sums.changed),
+        HumanBytes(sums.bytes)
+    )?;
+    writeln!(
+        out,
+        "{} duplicates with {}",
+        HumanCount(sums.duplicates),
+        HumanBytes(sums.duplicate_bytes)
+    )?;
+    writeln!(out, "{seconds:.1} s, {:.0} jobs/s", jobs as f64 / seconds)?;
+    if sums.changed > 0 {
+        writeln!(
+            out,
+            "{} files have changed meanwhile and are not in {SUMS}: run it again",
+            HumanCount(sums.changed)
+        )?;
+    }
+    failures(out, failed, "failed", tally.reasons.values())?;
+    failures(
+        out,
+        walked.unreadable_count,
+        "could not be looked into",
+        walked.unreadable.iter(),
+    )?;
+    writeln!(out, "manifest: {}", places.out.join(MANIFEST).display())?;
+    if sums.files > 0 {
+        writeln!(out, "to check: {}", check_command(places))?;
+    }
+    Ok(())
+}
+
+fn failures<'a>(
+    out: &mut dyn Write,
+    count: u64,
+    what: &str,
+    reasons: impl Iterator<Item = &'a String>,
+) -> std::io::Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    writeln!(out, "{} {what}:", HumanCount(count))?;
+    let mut shown = 0;
+    for reason in reasons {
+        writeln!(out, "  {reason}")?;
+        shown += 1;
+    }
+    if shown < count {
+        writeln!(out, "  and {} more", HumanCount(count - shown))?;
+    }
+    Ok(())
+}
+
+/// What the user can paste into a shell.
+fn check_command(places: &Places) -> String {
+    let sums = places.out.join(SUMS);
+    let sums = sums.strip_prefix(&places.root).unwrap_or(&sums);
+    let check = format!("sha256sum --quiet -c {}", quoted(sums));
+    match std::env::current_dir() {
+        Ok(here) if here == places.root => check,
+        _ => format!("(cd {} && {check})", quoted(&places.root)),
+    }
+}
+
+fn quoted(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    if path.chars().all(is_plain) {
+        path.into_owned()
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
+    }
+}
