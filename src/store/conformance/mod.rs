@@ -219,6 +219,7 @@ impl Bench {
             direct: false,
             from_backlog: true,
             release: Release::Nobody,
+            seen_seq: None,
         }
     }
 
