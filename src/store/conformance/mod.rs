@@ -105,6 +105,7 @@ cases! {
     replan::an_inserted_phase_runs_and_all_after_it_again,
     replan::a_phase_that_was_dropped_takes_no_result_with_it,
     replan::a_shrunk_plan_runs_its_last_phase_again,
+    replan::a_plan_made_ahead_of_the_claim_leaves_a_phase_to_run,
     replan::an_appended_phase_leaves_results_and_checkpoint_alone,
     replan::a_checkpoint_is_never_seen_by_another_phase,
     recover::a_job_inside_a_handler_is_charged_and_hears_of_it,
