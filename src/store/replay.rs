@@ -134,17 +134,29 @@ const fn sources(change: Change) -> &'static [JobStatus] {
 /// What the job must have been before the change, where the log does not say it.
 fn guess(logged: &Logged<'_>) -> Told {
     let change = logged.change;
-    let is_new = is_creation(change.change);
-    let is_claim = matches!(change.change, Change::Claimed | Change::CreatedAndClaimed);
-    Told {
+    let cut = Told {
         last_seq: logged.prev_seq,
         status: sources(change.change)[0],
-        attempt: change.attempt.saturating_sub(u32::from(is_claim)),
+        attempt: change.attempt,
         phase_index: change.phase_index,
-        epoch: is_new.then_some(0),
-        crash_count: is_new.then_some(0),
+        epoch: None,
+        crash_count: None,
         type_id: logged.type_id,
         plan_id: logged.plan_id,
+    };
+    if is_creation(change.change) {
+        return Told {
+            attempt: 0,
+            phase_index: 0,
+            epoch: Some(0),
+            crash_count: Some(0),
+            ..cut
+        };
+    }
+    let is_claim = change.change == Change::Claimed;
+    Told {
+        attempt: change.attempt.saturating_sub(u32::from(is_claim)),
+        ..cut
     }
 }
 

@@ -4,7 +4,7 @@
 //! the same as saying that the chain from the row back to the creation visits every change of the job: so the chains need no
 //! pass of their own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use rusqlite::{Connection, Row};
 
@@ -23,19 +23,19 @@ const SELECT_LOG: &str = concat!(
     event_columns!(),
     ", prev_seq, head FROM event ORDER BY seq"
 );
-/// A job that the log creates has a row, or was deleted later in the log: no row of the log creates more than this.
+/// A job that the log creates has a row, or was deleted later in the log: it creates no more than this.
 const COUNT_ROWS: &str = "SELECT (SELECT count(*) FROM job) + (SELECT count(*) FROM event)";
 const SELECT_JOBS: &str = concat!("SELECT ", job_columns!(), " FROM job ORDER BY id");
 
 pub(super) fn check(conn: &Connection, findings: &mut Findings) -> Result<()> {
-    let run_max = read(conn.query_row(COUNT_ROWS, [], |row| row.get(0)))?;
+    let creations_left = read(conn.query_row(COUNT_ROWS, [], |row| row.get(0)))?;
     let mut pass = Pass {
         findings,
-        run_max,
-        oldest: 0,
-        next: 0,
+        creations_left,
+        oldest: 1,
+        next: None,
         uncommitted: None,
-        told: HashMap::new(),
+        told: BTreeMap::new(),
         unreadable: HashSet::new(),
         counters: Counters::of(&Head::default()),
         has_head: true,
@@ -46,14 +46,16 @@ pub(super) fn check(conn: &Connection, findings: &mut Findings) -> Result<()> {
 
 struct Pass<'f> {
     findings: &'f mut Findings,
-    /// Jobs that one row can create, so that a damaged one does not fill the memory.
-    run_max: i64,
-    /// The oldest event that is kept, and the number that the next row must have; 0 before the first row.
+    /// Jobs that the rest of the log can create, so that a damaged row does not fill the memory.
+    creations_left: i64,
+    /// The oldest event that is kept.
     oldest: Seq,
-    next: Seq,
+    /// The number that the next row must have; none before the first.
+    next: Option<Seq>,
     /// The newest row, if its commit is not over, and when that was.
     uncommitted: Option<(Seq, Timestamp)>,
-    told: HashMap<JobId, Told>,
+    /// A tree and not a table of hashes, which would for a moment have twice its size when it grows.
+    told: BTreeMap<JobId, Told>,
     /// Jobs with a change that cannot be read: nothing more can be said of them.
     unreadable: HashSet<JobId>,
     counters: Counters,
@@ -78,7 +80,7 @@ impl Pass<'_> {
                 }
                 Err(error) => return Err(error),
             }
-            self.head(seq, seq.saturating_add(span), read(row.get(11))?);
+            self.head(seq, read(row.get(11))?);
             if self.findings.is_full() {
                 return Ok(());
             }
@@ -93,15 +95,16 @@ impl Pass<'_> {
 
     /// Numbers follow each other; only at its old end may the log be cut.
     fn number(&mut self, seq: Seq, span: i64) {
-        if self.next == 0 {
-            self.oldest = seq;
+        let expected = self.next.unwrap_or(seq.max(1));
+        if self.next.is_none() {
+            self.oldest = expected;
             self.counters.is_known = seq == 1;
-        } else if seq != self.next {
-            let next = self.next;
-            let what = format!("event {seq}: the number that follows in the log is {next}");
+        }
+        if seq != expected {
+            let what = format!("event {seq}: the number that follows in the log is {expected}");
             self.findings.add("S8", what);
         }
-        self.next = seq.saturating_add(span);
+        self.next = Some(seq.saturating_add(span));
     }
 
     /// Sets the jobs of a row that cannot be read aside.
@@ -109,7 +112,11 @@ impl Pass<'_> {
         self.counters.is_known = false;
         let (first, code): (i64, i64) = (read(row.get(2))?, read(row.get(5))?);
         let is_run = code == Change::Created.code();
-        let jobs = if is_run { span.min(self.run_max) } else { 1 };
+        let jobs = if is_run {
+            span.min(self.creations_left)
+        } else {
+            1
+        };
         let ids = (0..jobs).map(|offset| JobId::from_i64(first.saturating_add(offset)));
         self.unreadable.extend(ids);
         Ok(())
@@ -125,10 +132,15 @@ impl Pass<'_> {
         }
         self.uncommitted = Some((seq, change.at));
         let jobs = if is_run { change.span } else { 1 };
-        if (!is_run && change.span != change.change.span()) || !(1..=self.run_max).contains(&jobs) {
+        if (!is_run && change.span != change.change.span())
+            || !(1..=self.creations_left).contains(&jobs)
+        {
             let what = format!("event {seq}: the row stands for {} events", change.span);
             self.findings.add("S8", what);
             return self.unreadable(change.span, row);
+        }
+        if is_run {
+            self.creations_left -= jobs;
         }
         for offset in 0..jobs {
             let logged = Logged {
@@ -171,16 +183,15 @@ impl Pass<'_> {
     }
 
     /// The last row of a commit has the counters: those of the commit before, and what was changed since.
-    fn head(&mut self, seq: Seq, next: Seq, text: Option<String>) {
+    fn head(&mut self, seq: Seq, text: Option<String>) {
         self.has_head = text.is_some();
         let Some(text) = text else {
             return;
         };
         self.uncommitted = None;
-        let Some(head) = rows::parse_head(&text, next - 1) else {
+        let Some(head) = rows::parse_head(&text, seq) else {
             let what = format!("table event, row {seq}: column head has the value {text:?}");
             self.findings.add("S1", what);
-            self.counters.is_known = false;
             return;
         };
         if let Some(what) = self.counters.differ(&head) {
@@ -230,12 +241,9 @@ impl Pass<'_> {
 
     /// What the log says is there, and no row was found of.
     fn missing(&mut self) {
-        let mut left: Vec<JobId> = self.told.keys().copied().collect();
-        left.retain(|id| !self.unreadable.contains(id));
-        left.sort_unstable();
-        for id in left {
-            let status = self.told[&id].status;
-            let what = format!("job {id}: the log says {status}, there is no row");
+        let is_readable = |id: &JobId| !self.unreadable.contains(id);
+        for (id, told) in self.told.iter().filter(|(id, _)| is_readable(id)) {
+            let what = format!("job {id}: the log says {}, there is no row", told.status);
             self.findings.add("S9", what);
         }
     }

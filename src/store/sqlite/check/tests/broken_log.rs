@@ -76,6 +76,15 @@ pub(super) const WAYS: &[Way] = &[
         UPDATE phase SET id = 23 * 256 WHERE id = 22 * 256",
         &["S8 event 92: creates job 23, the next id is 22"],
     ),
+    (
+        "an event before the first",
+        "INSERT INTO event VALUES (-3, 4, 0, 40, 2, 2, 10, 1, 0, 0, NULL, NULL)",
+        &[
+            "S8 event -3: the number that follows in the log is 1",
+            "S8 event -3: the row stands for 4 events",
+            "S8 event -3: the last row of its commit has no counters",
+        ],
+    ),
     // ---- S9 ----
     (
         "another status",
@@ -222,6 +231,14 @@ pub(super) const WAYS: &[Way] = &[
         "a deletion of another job",
         "UPDATE event SET data = replace(data, '12', '13') WHERE seq = 69",
         &["S9 job 12: event 69 tells of another job that was deleted"],
+    ),
+    (
+        "a creation in an attempt",
+        "UPDATE event SET attempt = 1 WHERE seq = 85",
+        &[
+            "S9 job 16: event 85 tells of attempt 1, the log before it of 0",
+            "S9 job 16: the log says attempt 1, the row says 0",
+        ],
     ),
     // ---- S10 ----
     (

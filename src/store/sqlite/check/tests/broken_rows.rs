@@ -48,6 +48,11 @@ pub(super) const WAYS: &[Way] = &[
         &["S1 index job_over is missing, or another one"],
     ),
     (
+        "a table that is gone",
+        "DROP TABLE checkpoint",
+        &["S1 table checkpoint is missing, or another one"],
+    ),
+    (
         "a table that is not STRICT",
         "UPDATE sqlite_schema SET sql = replace(sql, ' STRICT', '') WHERE name = 'phase'",
         &["S1 table phase is missing, or another one"],
@@ -373,6 +378,11 @@ pub(super) const WAYS: &[Way] = &[
             "S9 job 1: the log says attempt 1, the row says 2",
             "S7 job 1: the log says crash_count 1, the row says 2",
         ],
+    ),
+    (
+        "a crash of the series before",
+        "UPDATE job SET crash_count = 1, flags = flags | 16 WHERE id = 10",
+        &["S7 job 10: the log says crash_count 0, the row says 1"],
     ),
     (
         "more crashes than tries",
