@@ -16,10 +16,11 @@ use crate::committer::Committer;
 use crate::config::{Config, Location};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Plan;
-use crate::job::{InterruptionReason, JobId};
-use crate::live::LiveTable;
+use crate::job::{InterruptionReason, JobId, JobStatus};
+use crate::live::{GRACE, Left, LiveTable};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
 use crate::phase::Registry;
+use crate::phase::context::StopReason;
 use crate::pool::{Desk, Pool};
 use crate::retention::Pruner;
 use crate::runner::panic_message;
@@ -290,16 +291,12 @@ impl Engine {
     pub(crate) fn look_outside(&self) {
         let looked = self.load_pauses().and_then(|()| {
             let head = self.reader.head()?;
-            // Cancelled from outside: the handler must be told.
-            for id in self.live.ids() {
-                self.stop_if_over(id)?;
+            // Cancelled from outside, and perhaps tried again: the handler must be told.
+            for (id, epoch) in self.live.claims() {
+                self.stop_if_over(id, epoch)?;
             }
             for id in self.bus.waited_for() {
-                if self
-                    .reader
-                    .status(id)?
-                    .is_none_or(crate::job::JobStatus::is_terminal)
-                {
+                if self.reader.status(id)?.is_none_or(JobStatus::is_terminal) {
                     self.bus.is_over(id);
                 }
             }
@@ -313,18 +310,28 @@ impl Engine {
         self.committer.ring();
     }
 
-    fn stop_if_over(&self, id: JobId) -> Result<()> {
-        if self.reader.status(id)? == Some(crate::job::JobStatus::Cancelled) {
-            self.end_claim(id, crate::phase::context::StopReason::Cancelled);
+    fn stop_if_over(&self, id: JobId, epoch: i64) -> Result<()> {
+        let is_meant = |(status, claim)| status == JobStatus::Running && claim == epoch;
+        if !self.reader.claim(id)?.is_some_and(is_meant) {
+            let now = self.clock.now();
+            let left = self.live.end_claim(id, epoch, StopReason::Cancelled, now);
+            self.claim_ended(id, left, now);
+            // A claim may be under way that has not seen the end of this one.
+            self.state.lock().backlog.unknown();
         }
         Ok(())
     }
 
     /// The claim of a job is over by a decision from outside of its handler.
-    fn end_claim(&self, id: JobId, reason: crate::phase::context::StopReason) {
+    fn end_claim(&self, id: JobId, reason: StopReason) {
         let now = self.clock.now();
-        if self.live.end(id, reason, now) == crate::live::Left::Zombie {
-            self.committer.ring_before(now.after(crate::live::GRACE));
+        let left = self.live.end(id, reason, now);
+        self.claim_ended(id, left, now);
+    }
+
+    fn claim_ended(&self, id: JobId, left: Left, now: Timestamp) {
+        if left == Left::Zombie {
+            self.committer.ring_before(now.after(GRACE));
         }
         self.state.lock().backlog.left();
         self.bus.forget(id);
