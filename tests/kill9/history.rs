@@ -70,7 +70,7 @@ struct Traces {
     durable: u32,
     is_completed: bool,
     /// A retry from the start was asked for: once, phases may start again.
-    may_restart: bool,
+    may_restart: u32,
     /// The newest result that a handler returned, by phase.
     results: HashMap<u32, String>,
     /// The last thing that happened: the handler of this phase returned a result.
@@ -229,7 +229,7 @@ impl Traces {
                 if position > 0 {
                     counters.add("checkpoint resumed");
                 }
-                if (position < least && !self.may_restart) || position > most {
+                if (position < least && self.may_restart == 0) || position > most {
                     return Err(format!("the checkpoint was {least}, at most {most}"));
                 }
             }
@@ -250,7 +250,7 @@ impl Traces {
                 self.retries_asked += 1;
                 self.open_retries += 1;
                 self.is_mixed = true;
-                self.may_restart |= *from == "start";
+                self.may_restart += u32::from(*from == "start");
                 self.is_cancelled = false;
                 self.returned = None;
             }
@@ -282,7 +282,7 @@ impl Traces {
             });
         }
         if phase < self.durable {
-            if !std::mem::take(&mut self.may_restart) {
+            if !self.take_restart() {
                 return Err(format!(
                     "H3: {} phases were completed, durably",
                     self.durable
@@ -312,7 +312,7 @@ impl Traces {
     fn is_seen(&mut self, status: &str, done: u32) -> Result<(), String> {
         self.is_completed = status == "completed";
         if done < self.durable {
-            if !std::mem::take(&mut self.may_restart) {
+            if !self.take_restart() {
                 return Err(format!("{} phases were completed, durably", self.durable));
             }
             self.saved.clear();
@@ -324,9 +324,19 @@ impl Traces {
         Ok(())
     }
 
+    /// Uses up one of the retries from the start that were asked for; false when there is none.
+    fn take_restart(&mut self) -> bool {
+        let is_left = self.may_restart > 0;
+        self.may_restart = self.may_restart.saturating_sub(1);
+        is_left
+    }
+
     fn retried(&mut self, from: &str, answer: &str, counters: &mut Counters) {
         self.open_retries = self.open_retries.saturating_sub(1);
         if answer != "ok" {
+            if from == "start" {
+                self.take_restart();
+            }
             return counters.add("retry lost to another");
         }
         self.retries_done += 1;
