@@ -13,7 +13,7 @@ use crate::store::conformance::{Bench, MS, SECOND, START, again, fault, ids, new
 use crate::store::conformance::{plan, settle};
 use crate::store::ops::{ClaimRequest, Op, Release};
 use crate::store::{Done, Filter};
-use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
+use crate::transition::{Edge, Flags, Input, JobRow, Tries, Verdict};
 
 pub(super) fn phases_follow_one_another_within_a_claim(bench: &mut Bench) {
     bench.register("import", "fetch load:2");
@@ -356,12 +356,15 @@ pub(super) fn a_rewind_forgets_results_from_there_on(bench: &mut Bench) {
     for result in ["0", "1", "2"] {
         row = bench.complete(&row, result);
     }
+    bench.one(save(&row, "7")).expect("saved");
     let verdict = Verdict::Rewind {
         tries: Tries::OfJob { max: 9 },
         delay: MS,
         phase_index: 1,
     };
     let after = bench.fail(&row, verdict);
+    // The flag outlived the checkpoint: the job said that it had saved something, and there was nothing.
+    assert!(!after.flags.has(Flags::SAVED));
     assert_eq!((after.phase_index, after.phase_attempt), (1, 0));
     let results = |bench: &Bench| -> Vec<Option<String>> {
         (0..4)
