@@ -78,6 +78,7 @@ cases! {
     settle::tries_of_a_phase_are_counted_apart,
     settle::fail_leaves_no_try,
     settle::a_retry_that_would_miss_the_deadline_fails,
+    settle::a_reason_behind_a_long_message_keeps_it_within_its_limit,
     settle::snooze_is_not_charged,
     settle::a_handler_can_cancel_its_job,
     settle::an_interrupted_try_is_not_charged_and_the_next_one_hears_of_it,

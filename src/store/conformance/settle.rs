@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::config::ERRORS_KEPT;
+use crate::config::{ERRORS_KEPT, MESSAGE_BYTES_MAX};
 use crate::error::ErrorKind;
 use crate::event::EventKind;
 use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, PhaseStatus, RetryFrom};
@@ -138,6 +138,21 @@ pub(super) fn a_retry_that_would_miss_the_deadline_fails(bench: &mut Bench) {
     assert_eq!(bench.fail(&row, again(9, SECOND)).status, JobStatus::Failed);
     let error = &bench.job(row.id).errors[0];
     assert_eq!(error.message, "boom (no time for another try: deadline)");
+}
+
+/// The reason was put behind a message that was as long as one may be: the history had longer ones than it promises.
+pub(super) fn a_reason_behind_a_long_message_keeps_it_within_its_limit(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    let row = bench.start(new_job("import").deadline(SECOND));
+    let input = Input::PhaseFailed {
+        epoch: row.epoch,
+        verdict: again(9, SECOND),
+    };
+    let long = fault(&"x".repeat(MESSAGE_BYTES_MAX));
+    bench.settle(&row, input, None, Some(long)).expect("failed");
+    let message = &bench.job(row.id).errors[0].message;
+    assert_eq!(message.len(), MESSAGE_BYTES_MAX);
+    assert!(message.ends_with("xx (no time for another try: deadline)"));
 }
 
 pub(super) fn snooze_is_not_charged(bench: &mut Bench) {
