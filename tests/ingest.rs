@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use stepwell::{Client, JobQueue};
 use tempfile::TempDir;
 
 /// Nothing here takes longer on the slowest machine.
@@ -194,6 +195,48 @@ fn a_file_that_cannot_be_read_fails_alone_and_is_tried_again() {
         again.says("13 files found: 1 done now, 12 done before, 0 failed"),
         "{again:?}"
     );
+}
+
+/// What a kill between an append and its commit leaves behind, for every file at once: the manifest is newer than the queue.
+#[test]
+fn a_repeated_publish_writes_nothing_twice() {
+    let tree = Tree::new();
+    tree.fill(40);
+    // The last job is held back: it would put the manifest in order, and hide what we look for.
+    fs::create_dir(tree.state("")).unwrap();
+    let queue = JobQueue::builder(tree.state("jobs.db"))
+        .workers(0)
+        .open()
+        .unwrap();
+    queue.enqueue("sums", &()).unwrap();
+    queue.pause().unwrap();
+    queue.pause_type("sums").unwrap();
+    queue.shutdown(PATIENCE).unwrap();
+    drop(queue);
+
+    let stopped_when = |text| {
+        let mut process = Process::start(&tree, &[]);
+        process.wait_for(text);
+        process.signal(Signal::INT);
+        assert_eq!(process.end().code, 130);
+    };
+    stopped_when("0 of 40 files, 0 B, the queue is paused");
+    let older = tree.dir.path().join("older.db");
+    fs::copy(tree.state("jobs.db"), &older).unwrap();
+    let resume = || {
+        Client::open(tree.state("jobs.db"))
+            .unwrap()
+            .resume()
+            .unwrap()
+    };
+    resume();
+    stopped_when("39 of 40 files");
+    assert_eq!(tree.manifest().len(), 40);
+
+    fs::copy(&older, tree.state("jobs.db")).unwrap();
+    resume();
+    stopped_when("39 of 40 files");
+    assert_eq!(tree.manifest().len(), 40);
 }
 
 #[test]
