@@ -114,6 +114,7 @@ fn tags(queue: &JobQueue) -> BTreeSet<u64> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one story, told in order")]
 fn outcomes_are_kept_while_the_disk_is_full_and_recorded_when_there_is_space() {
     let alone = Alone::new();
     let dir = tempfile::tempdir().expect("a directory can be made");
