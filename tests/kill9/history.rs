@@ -598,10 +598,10 @@ fn compare_one(job: Option<&Job>, traces: &Traces, logged: &Logged, found: &mut 
             continue;
         };
         let returned = traces.results.get(&index).map_or("none", String::as_str);
-        if job.status == JobStatus::Completed && result["nonce"].to_string() != returned {
+        let stored = result["nonce"].to_string();
+        if job.status == JobStatus::Completed && stored != returned {
             found.push(format!(
-                "H5: phase {index} has {}, its handler returned {returned}",
-                result["nonce"]
+                "H5: phase {index} has {stored}, its handler returned {returned}"
             ));
         }
     }
