@@ -12,6 +12,7 @@ mod conformance;
 pub(crate) mod memory;
 pub(crate) mod ops;
 mod prune;
+mod replay;
 pub(crate) mod seam;
 pub(crate) mod sqlite;
 pub(crate) mod view;
