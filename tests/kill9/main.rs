@@ -23,6 +23,7 @@
     reason = "a test that kills by the clock and reports its figures"
 )]
 
+mod counters;
 mod history;
 mod journal;
 mod load;
@@ -38,7 +39,8 @@ use std::time::{Duration, Instant};
 
 use stepwell::{Client, Durability, JobId, JobStatus, ListFilter};
 
-use history::{Counters, History};
+use counters::Counters;
+use history::History;
 use journal::{Journal, Random};
 use load::Caller;
 
