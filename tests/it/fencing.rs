@@ -133,7 +133,8 @@ fn a_late_failure_is_dropped_too() {
     let harness = Harness::new();
     let gate = Gate::new();
     let inside = gate.clone();
-    let (queue, jobs) = harness.open(
+    let mut builder = harness.builder().workers(1);
+    let jobs = builder.register(
         JobType::<Value>::new("late")
             .retry(RetryPolicy::never())
             .phase(ONE, move |cx| {
@@ -144,6 +145,7 @@ fn a_late_failure_is_dropped_too() {
                 Ok(Value::Null)
             }),
     );
+    let queue = builder.open().unwrap();
     let id = jobs.enqueue(&Value::Null).unwrap();
     gate.wait(&harness);
     assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
