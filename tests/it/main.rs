@@ -9,6 +9,7 @@
 mod cancel;
 mod concurrency;
 mod crash;
+mod damage;
 mod enqueue;
 mod fencing;
 mod outside;
