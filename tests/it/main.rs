@@ -7,6 +7,7 @@
 )]
 
 mod cancel;
+mod client;
 mod concurrency;
 mod crash;
 mod damage;
@@ -20,4 +21,5 @@ mod schedule;
 mod seed;
 mod support;
 mod tidy;
+mod typed;
 mod unique;
