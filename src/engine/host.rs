@@ -5,14 +5,14 @@
 
 use std::time::Duration;
 
-use crate::committer::Host;
+use crate::committer::{Deadline, Host};
 use crate::engine::{Engine, State};
 use crate::error::Error;
 use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
-use crate::live::{Alarm, Due, Run};
+use crate::live::{Alarm, Due, Left, Returned, Run};
 use crate::phase::context::StopReason;
 use crate::store::Done;
-use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle};
+use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle, Source};
 use crate::store::seam::Committed;
 use crate::sync::Ordering;
 use crate::time::{Timestamp, monotonic};
@@ -23,6 +23,8 @@ const CLAIM_BYTES_MAX: usize = 4 << 20;
 
 impl Host for Engine {
     fn request(&self, now: Timestamp) -> ClaimRequest {
+        // First: a zombie that leaves after it was looked at must not be overlooked.
+        self.state.lock().backlog.look();
         let (under_way, zombies) = (self.live.len(), self.live.zombies());
         let window = self.window.size();
         let state = self.state.lock();
@@ -43,28 +45,24 @@ impl Host for Engine {
             types: state.claimable.clone(),
             exclude,
             direct: !is_due && under_way < self.config.workers,
-            seen_seq: Some(state.seen_seq),
             from_backlog: is_due && self.is_worth_a_claim(under_way, window),
             release,
         }
     }
 
     fn due(&self, now: Timestamp, is_idle: bool, ops: &mut Vec<Op>) {
-        let is_outside_new = std::mem::take(&mut self.state.lock().is_outside_new);
-        if is_outside_new {
-            self.look_outside();
-        }
         let (due, overstayed) = self.live.due(now);
         for due in due {
             ops.push(Op::Settle(self.timed_out(&due)));
         }
-        for id in overstayed {
-            self.replace_worker(id);
+        for (id, epoch) in overstayed {
+            self.replace_worker(id, epoch);
         }
+        let is_idle = is_idle && ops.is_empty() && !self.wants_claims(now);
         let mut state = self.state.lock();
-        let is_idle = is_idle && ops.is_empty() && !state.backlog.is_waiting;
         let State {
             pruner,
+            head_seq,
             counts,
             is_stopping,
             store_failure,
@@ -73,7 +71,7 @@ impl Host for Engine {
         if !*is_stopping && store_failure.is_none() {
             ops.extend(
                 pruner
-                    .step(counts, is_idle, now, monotonic())
+                    .step((*head_seq, counts), is_idle, now, monotonic())
                     .map(Op::Prune),
             );
         }
@@ -91,9 +89,12 @@ impl Host for Engine {
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp) {
         self.window.commit_took(took);
         let claims = std::mem::take(&mut committed.claims);
+        let mut offers = Vec::new();
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
-            self.follow_up(op, answer, took, now);
+            self.follow_up(op, answer, took, now, &mut offers);
         }
+        // Only now: a later operation may have cancelled the job.
+        offers.into_iter().for_each(|id| self.offer(id));
         let looked = claims.looked;
         let unplanned = claims.unplanned;
         for claimed in claims.claimed {
@@ -104,9 +105,11 @@ impl Host for Engine {
         }
         {
             let mut state = self.state.lock();
+            if committed.head.seq > state.head_seq {
+                state.pruner.logged(now);
+            }
+            state.head_seq = committed.head.seq;
             state.counts = committed.head.counts;
-            state.seen_seq = committed.head.seq;
-            state.is_outside_new |= committed.is_foreign;
             if looked {
                 let is_limited = claims.more && !claims.is_full;
                 state
@@ -116,9 +119,6 @@ impl Host for Engine {
             state.planning.extend(unplanned.iter().map(|(id, ..)| *id));
         }
         self.bus.ring(committed.head.seq);
-        if committed.is_foreign {
-            self.committer.ring();
-        }
         for (id, job_type, input) in unplanned {
             // The user's code, with no lock held.
             let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
@@ -130,21 +130,23 @@ impl Host for Engine {
         }
     }
 
-    fn deadline(&self) -> Option<Timestamp> {
-        let alarm = self.live.next_alarm();
-        let state = self.state.lock();
+    fn deadline(&self) -> Deadline {
+        let (now, alarm) = (self.clock.now(), self.live.next_alarm());
+        let mut state = self.state.lock();
         if state.is_stopping {
-            return alarm;
+            return Deadline {
+                exact: alarm,
+                lazy: None,
+            };
         }
-        // What is due already waits for room, not for time.
-        let next_due = state
-            .backlog
-            .next_due
-            .filter(|_| !state.backlog.is_waiting && !state.is_paused);
-        [alarm, next_due, state.pruner.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        // Told once, then it waits for room like everything that is due, and not for time.
+        let next_due = state.backlog.next_due.filter(|_| !state.is_paused);
+        state.backlog.pass(now);
+        let exact = [alarm, next_due].into_iter().flatten().min();
+        Deadline {
+            exact,
+            lazy: state.pruner.deadline(),
+        }
     }
 
     fn claims_failed(&self, error: &Error) {
@@ -173,11 +175,7 @@ impl Host for Engine {
 impl State {
     /// Nothing is claimed.
     fn rests(&self) -> bool {
-        self.is_stopping
-            || self.is_paused
-            || self.is_outside_new
-            || self.failure().is_some()
-            || self.poison.is_some()
+        self.is_stopping || self.is_paused || self.failure().is_some() || self.poison.is_some()
     }
 
     /// Why nothing is claimed, if it is because of the store.
@@ -216,14 +214,17 @@ impl Engine {
         answer: &crate::error::Result<Done>,
         took: Duration,
         now: Timestamp,
+        offers: &mut Vec<JobId>,
     ) {
         match (op, answer) {
-            (Op::Settle(settle), Ok(Done::Settled(row))) => self.settled(settle, row.as_ref(), now),
+            (Op::Settle(settle), Ok(Done::Settled(row))) => {
+                offers.extend(self.settled(settle, row.as_ref(), now));
+            }
             (Op::Settle(settle), Err(error)) => {
                 // Its row is damaged, and its outcome cannot be kept: let it go, or it would be under way for ever.
                 log::error!("job {}: its outcome cannot be recorded: {error}", settle.id);
                 if let Some(epoch) = settle.input.epoch() {
-                    self.live.finish(settle.id, epoch);
+                    self.claim_left(settle.id, epoch);
                 }
             }
             (Op::Enqueue(jobs), Ok(Done::Enqueued(enqueued))) => {
@@ -269,47 +270,33 @@ impl Engine {
         }
     }
 
-    /// The outcome of a phase is on disk; without a row it was stale.
-    fn settled(&self, settle: Settle, row: Option<&JobRow>, now: Timestamp) {
-        let Some(epoch) = settle.input.epoch() else {
-            return;
-        };
+    /// The outcome of a phase is on disk; without a row it was stale. Answers the job if it offers its next phase.
+    fn settled(&self, settle: Settle, row: Option<&JobRow>, now: Timestamp) -> Option<JobId> {
+        let epoch = settle.input.epoch()?;
         let Some(row) = row else {
             log::debug!(
                 "job {}: an outcome of claim {epoch} came too late and was dropped",
                 settle.id
             );
-            // The claim ended between the handler's return and this commit.
-            if settle.is_from == crate::store::ops::Source::Handler {
-                self.bury(settle.id, epoch);
+            // The claim ended before this commit, and we may not have been told yet; the handler has returned.
+            if settle.is_from == Source::Handler {
+                self.claim_left(settle.id, epoch);
             }
-            return;
+            return None;
         };
         if row.status == JobStatus::Running {
             if let (Some(result), Some(run)) = (&settle.result, self.live.get(row.id, epoch)) {
                 run.remember(settle.phase_index as usize, result);
             }
-            if self.live.advance(row) {
-                self.offer(row.id);
-            }
-            return;
+            return self.live.advance(row).then_some(row.id);
         }
-        self.state.lock().backlog.left();
         match settle.is_from {
-            crate::store::ops::Source::Handler => self.live.finish(row.id, epoch),
-            crate::store::ops::Source::Supervisor(reason) => self.end_claim(row.id, reason),
+            Source::Handler => self.claim_left(row.id, epoch),
+            Source::Supervisor(reason) => self.end_claim(row.id, reason),
         }
         self.bus.forget(row.id);
         self.changed(row, now);
-    }
-
-    /// The handler of a claim that was over has returned.
-    fn bury(&self, id: JobId, epoch: i64) {
-        if self.live.returned(id, epoch) == Some(true) {
-            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
-        }
-        // The job may be waiting for just that.
-        self.state.lock().backlog.unknown();
+        None
     }
 
     /// A job is pending or over now.
@@ -336,7 +323,10 @@ impl Engine {
             return;
         };
         let (row, run) = Run::new(claimed, def);
-        self.live.insert(row, run);
+        let now = self.clock.now();
+        if self.live.insert(row, run, now) == Left::Zombie {
+            self.committer.ring_before(now.after(crate::live::GRACE));
+        }
         self.offer(row.id);
     }
 
@@ -405,23 +395,49 @@ impl Engine {
                 message,
                 backtrace: None,
             }),
-            is_from: crate::store::ops::Source::Supervisor(StopReason::Timeout),
+            is_from: Source::Supervisor(StopReason::Timeout),
             ..Settle::void(&due.row, input)
         }
     }
 
     /// A handler goes on although it was told to stop: another worker takes its place.
-    fn replace_worker(&self, id: JobId) {
-        let abandoned = self.abandoned_count.fetch_add(1, Ordering::Relaxed) + 1;
-        if abandoned > self.config.abandoned_max() {
+    fn replace_worker(&self, id: JobId, epoch: i64) {
+        let abandoned = self.abandoned_count.load(Ordering::Relaxed);
+        if abandoned >= self.config.abandoned_max() {
             log::error!(
-                "job {id}: its handler does not stop, and no worker is left to replace: {abandoned} are lost"
+                "job {id}: its handler does not stop, and its worker is not replaced: {abandoned} are already"
             );
             return;
         }
+        if !self.live.abandon(id, epoch) {
+            return;
+        }
+        self.abandoned_count.fetch_add(1, Ordering::Relaxed);
         log::warn!("job {id}: its handler does not stop, its worker is replaced");
         if let Err(error) = self.start_worker() {
             log::error!("a worker cannot be replaced: {error}");
+            if self.live.keep(id, epoch) {
+                self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The handler of a claim has returned, and nothing of the claim is left.
+    fn claim_left(&self, id: JobId, epoch: i64) {
+        match self.live.finish(id, epoch) {
+            Some(returned) => self.zombie_left(id, returned),
+            None => self.state.lock().backlog.left(),
+        }
+    }
+
+    /// A handler has returned whose claim was over: the job may have waited for that.
+    pub(crate) fn zombie_left(&self, id: JobId, returned: Returned) {
+        if returned.is_abandoned {
+            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.state.lock().backlog.unknown();
+        if returned.is_awaited {
+            self.offer(id);
         }
     }
 
@@ -435,6 +451,9 @@ impl Engine {
 
     /// Records what the shutdown cuts off: handlers that did not stop in time.
     pub(crate) fn fence(&self) -> Vec<JobId> {
+        // First, or a worker might enter what was offered between our looks.
+        self.live.close();
+        self.give_back_paused();
         let mut cut = Vec::new();
         for (row, entered_at) in self.live.inside() {
             let reason = InterruptionReason::Shutdown;
@@ -446,7 +465,7 @@ impl Engine {
             };
             self.committer.post(Op::Settle(Settle {
                 started_at: entered_at,
-                is_from: crate::store::ops::Source::Supervisor(StopReason::Shutdown),
+                is_from: Source::Supervisor(StopReason::Shutdown),
                 ..Settle::void(&row, input)
             }));
             cut.push(row.id);

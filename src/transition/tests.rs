@@ -419,7 +419,6 @@ fn a_retry_keeps_its_place_and_a_rewind_goes_back_and_never_forward() {
         let expected = JobRow {
             phase_index: index,
             phase_attempt: 0,
-            // The checkpoint goes with the results, and so does its mark.
             flags: expected.flags.without(Flags::SAVED),
             ..expected
         };

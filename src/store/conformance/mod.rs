@@ -221,7 +221,6 @@ impl Bench {
             direct: false,
             from_backlog: true,
             release: Release::Nobody,
-            seen_seq: None,
         }
     }
 

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Change;
-use crate::job::JobId;
+use crate::job::{JobId, JobStatus};
 use crate::store::ops::{ClaimRequest, Claims, Op};
 use crate::store::{Done, ErrorRow, EventRow, Head, PhaseDone, Rows};
 use crate::time::Timestamp;
@@ -41,8 +41,6 @@ pub(crate) struct Committed {
     pub(crate) head: Head,
     /// The last row that was appended to the log, to recognise the commit by; 0 if there was none.
     pub(crate) last_row_seq: i64,
-    /// Another process has written since the caller last looked.
-    pub(crate) is_foreign: bool,
 }
 
 /// Does `ops`, then claims, all in the open transaction of `rows`.
@@ -54,8 +52,7 @@ pub(crate) fn run(
     tag: i64,
 ) -> Result<Committed> {
     let head = rows.head()?;
-    let is_foreign = request.seen_seq.is_some_and(|seen| seen != head.seq);
-    let room = if is_foreign { 0 } else { request.room };
+    let room = request.room;
     let mut commit = Commit {
         rows,
         now,
@@ -87,7 +84,6 @@ pub(crate) fn run(
         claims,
         head,
         last_row_seq,
-        is_foreign,
     })
 }
 
@@ -243,6 +239,12 @@ impl Commit<'_> {
             return Ok(None);
         }
         self.writes += 1;
+        if before.status == JobStatus::Running {
+            // Claimed by the operation that stored it, and taken away by one after it in the same commit.
+            self.claims
+                .claimed
+                .retain(|claimed| claimed.row.id != before.id);
+        }
         match phases {
             Phases::Keep | Phases::Delete => {}
             Phases::Complete => {
