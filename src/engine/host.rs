@@ -23,6 +23,8 @@ const CLAIM_BYTES_MAX: usize = 4 << 20;
 
 impl Host for Engine {
     fn request(&self, now: Timestamp) -> ClaimRequest {
+        // First: a zombie that leaves after it was looked at must not be overlooked.
+        self.state.lock().backlog.look();
         let (under_way, zombies) = (self.live.len(), self.live.zombies());
         let window = self.window.size();
         let state = self.state.lock();
