@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Change;
-use crate::job::JobId;
+use crate::job::{JobId, JobStatus};
 use crate::store::ops::{ClaimRequest, Claims, Op};
 use crate::store::{Done, ErrorRow, EventRow, Head, PhaseDone, Rows};
 use crate::time::Timestamp;
@@ -243,6 +243,12 @@ impl Commit<'_> {
             return Ok(None);
         }
         self.writes += 1;
+        if before.status == JobStatus::Running {
+            // Claimed by the operation that stored it, and taken away by one after it in the same commit.
+            self.claims
+                .claimed
+                .retain(|claimed| claimed.row.id != before.id);
+        }
         match phases {
             Phases::Keep | Phases::Delete => {}
             Phases::Complete => {
