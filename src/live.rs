@@ -8,6 +8,10 @@
 //! | entered | a worker is inside its handler | the outcome is committed → offered (next phase) or gone; its claim ends → zombie |
 //! | zombie | its claim is over (cancelled, timed out, fenced by shutdown), the handler has not returned | the handler returns → gone |
 //!
+//! A claim may be over without our having been told: another process has cancelled the job. Then its handler's outcome turns out
+//! to be stale, and the claim is gone. And a job may be cancelled, retried and claimed anew in one commit, its old handler
+//! inside: the new claim waits for it.
+//!
 //! An id in the channel is only a hint: [`LiveTable::take`] decides whether there is anything to run. So an id may stand in
 //! the channel twice, or for a claim that is over, and no harm is done. While a job has a zombie it is not claimed again: never
 //! two handlers of one job at a time.
@@ -125,6 +129,75 @@ struct State {
     runs: HashMap<JobId, Entry>,
     zombies: HashMap<(JobId, i64), Zombie>,
     timers: BinaryHeap<Timer>,
+    is_closed: bool,
+}
+
+/// Timers of phases that are over stay until they are due, or until there are this many for each claim.
+const TIMERS_OF_A_CLAIM: usize = 4;
+const TIMERS_MIN: usize = 256;
+
+impl State {
+    fn end(&mut self, entry: Entry, reason: StopReason, now: Timestamp) -> Left {
+        entry.flag.set(reason);
+        if entry.entered_at.is_none() {
+            return Left::Nothing;
+        }
+        let (id, epoch) = (entry.row.id, entry.row.epoch);
+        let zombie = Zombie {
+            flag: entry.flag,
+            is_abandoned: false,
+        };
+        self.zombies.insert((id, epoch), zombie);
+        self.timers.push(Timer {
+            at: std::cmp::Reverse(now.after(GRACE)),
+            id,
+            epoch,
+            phase_index: entry.row.phase_index,
+            alarm: Alarm::Overstayed,
+        });
+        Left::Zombie
+    }
+
+    fn returned(&mut self, id: JobId, epoch: i64) -> Option<Returned> {
+        let zombie = self.zombies.remove(&(id, epoch))?;
+        let offers = |entry: &Entry| entry.entered_at.is_none();
+        Some(Returned {
+            is_abandoned: zombie.is_abandoned,
+            is_awaited: self.runs.get(&id).is_some_and(offers),
+        })
+    }
+
+    fn has_zombie(&self, id: JobId) -> bool {
+        !self.zombies.is_empty() && self.zombies.keys().any(|(zombie, _)| *zombie == id)
+    }
+
+    /// A queue of short phases with long timeouts must not remember all of them.
+    fn forget_old_timers(&mut self) {
+        let claims = self.runs.len() + self.zombies.len();
+        if self.timers.len() < TIMERS_MIN.max(claims * TIMERS_OF_A_CLAIM) {
+            return;
+        }
+        let State { runs, zombies, .. } = self;
+        let is_inside = |timer: &Timer, entry: &Entry| {
+            entry.entered_at.is_some()
+                && (entry.row.epoch, entry.row.phase_index) == (timer.epoch, timer.phase_index)
+        };
+        self.timers.retain(|timer| match timer.alarm {
+            Alarm::PhaseTimeout | Alarm::Deadline => runs
+                .get(&timer.id)
+                .is_some_and(|entry| is_inside(timer, entry)),
+            Alarm::Overstayed => zombies.contains_key(&(timer.id, timer.epoch)),
+        });
+    }
+}
+
+/// A handler has returned after its claim was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Returned {
+    /// Its worker was replaced, and has to end.
+    pub(crate) is_abandoned: bool,
+    /// A newer claim of the job has waited for it, and is to be offered.
+    pub(crate) is_awaited: bool,
 }
 
 struct Zombie {
@@ -135,6 +208,7 @@ struct Zombie {
 
 /// How a claim that ends left its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
 pub(crate) enum Left {
     /// No handler is inside.
     Nothing,
@@ -150,21 +224,27 @@ impl LiveTable {
         self.0.lock().runs.len()
     }
 
-    pub(crate) fn insert(&self, row: JobRow, run: Run) {
-        self.0.lock().runs.insert(
-            row.id,
-            Entry {
-                run: Arc::new(run),
-                row,
-                entered_at: None,
-                flag: Arc::default(),
-            },
-        );
+    /// A job was claimed. If a handler of an older claim is still inside, the new one waits for it.
+    pub(crate) fn insert(&self, row: JobRow, run: Run, now: Timestamp) -> Left {
+        let entry = Entry {
+            run: Arc::new(run),
+            row,
+            entered_at: None,
+            flag: Arc::default(),
+        };
+        let mut state = self.0.lock();
+        let Some(older) = state.runs.insert(row.id, entry) else {
+            return Left::Nothing;
+        };
+        state.end(older, StopReason::Cancelled, now)
     }
 
     /// The phase that a job offers, now entered by the caller; nothing when the hint is out of date.
     pub(crate) fn take(&self, id: JobId, now: Timestamp) -> Option<Task> {
         let mut state = self.0.lock();
+        if state.is_closed || state.has_zombie(id) {
+            return None;
+        }
         let entry = state
             .runs
             .get_mut(&id)
@@ -183,6 +263,7 @@ impl LiveTable {
         let mut state = self.0.lock();
         let (id, epoch, phase_index) = (task.row.id, task.row.epoch, task.row.phase_index);
         let earliest = state.timers.peek().map(|timer| timer.at.0);
+        state.forget_old_timers();
         state.timers.push(Timer {
             at: std::cmp::Reverse(at),
             id,
@@ -219,55 +300,33 @@ impl LiveTable {
             .map(|entry| entry.run.clone())
     }
 
-    /// The handler of this claim has returned and its outcome is on disk: nothing of the claim is left.
-    pub(crate) fn finish(&self, id: JobId, epoch: i64) {
+    /// The handler of this claim has returned, and its outcome is on disk or counts no more: nothing of the claim is left.
+    pub(crate) fn finish(&self, id: JobId, epoch: i64) -> Option<Returned> {
         let mut state = self.0.lock();
-        if state
-            .runs
-            .get(&id)
-            .is_some_and(|entry| entry.row.epoch == epoch)
-        {
+        let is_meant = |entry: &Entry| entry.row.epoch == epoch;
+        if state.runs.get(&id).is_some_and(is_meant) {
             state.runs.remove(&id);
         }
+        state.returned(id, epoch)
     }
 
-    /// A handler has returned. If its claim was over, it is gone now; true when its worker had been replaced.
-    pub(crate) fn returned(&self, id: JobId, epoch: i64) -> Option<bool> {
-        self.0
-            .lock()
-            .zombies
-            .remove(&(id, epoch))
-            .map(|zombie| zombie.is_abandoned)
+    /// A handler has returned. If its claim was over, it is gone now.
+    pub(crate) fn returned(&self, id: JobId, epoch: i64) -> Option<Returned> {
+        self.0.lock().returned(id, epoch)
     }
 
     /// The claim of a job is over by a decision from outside; its handler, if there is one, is told why.
     pub(crate) fn end(&self, id: JobId, reason: StopReason, now: Timestamp) -> Left {
         let mut state = self.0.lock();
-        let Some(entry) = state.runs.remove(&id) else {
-            return Left::Nothing;
-        };
-        entry.flag.set(reason);
-        if entry.entered_at.is_none() {
-            return Left::Nothing;
+        match state.runs.remove(&id) {
+            Some(entry) => state.end(entry, reason, now),
+            None => Left::Nothing,
         }
-        let key = (id, entry.row.epoch);
-        state.zombies.insert(
-            key,
-            Zombie {
-                flag: entry.flag,
-                is_abandoned: false,
-            },
-        );
-        let at = std::cmp::Reverse(now.after(GRACE));
-        let alarm = Alarm::Overstayed;
-        state.timers.push(Timer {
-            at,
-            id,
-            epoch: key.1,
-            phase_index: entry.row.phase_index,
-            alarm,
-        });
-        Left::Zombie
+    }
+
+    /// Nothing is entered any more.
+    pub(crate) fn close(&self) {
+        self.0.lock().is_closed = true;
     }
 
     /// Takes back what no worker has entered yet.
@@ -304,12 +363,13 @@ impl LiveTable {
     }
 
     /// The alarms that were due by `now`: handlers whose time is over, and jobs whose handler has overstayed since.
-    pub(crate) fn due(&self, now: Timestamp) -> (Vec<Due>, Vec<JobId>) {
+    pub(crate) fn due(&self, now: Timestamp) -> (Vec<Due>, Vec<(JobId, i64)>) {
         let mut state = self.0.lock();
         let State {
             runs,
             zombies,
             timers,
+            ..
         } = &mut *state;
         let (mut due, mut overstayed) = (Vec::new(), Vec::new());
         while let Some(timer) = timers.peek().copied().filter(|timer| timer.at.0 <= now) {
@@ -332,14 +392,32 @@ impl LiveTable {
                     }
                 }
                 Alarm::Overstayed => {
-                    if let Some(zombie) = zombies.get_mut(&(timer.id, timer.epoch)) {
-                        zombie.is_abandoned = true;
-                        overstayed.push(timer.id);
+                    let claim = (timer.id, timer.epoch);
+                    if zombies.contains_key(&claim) {
+                        overstayed.push(claim);
                     }
                 }
             }
         }
         (due, overstayed)
+    }
+
+    /// The worker of a handler that overstays is to be replaced, and ends when the handler returns: false when it has.
+    pub(crate) fn abandon(&self, id: JobId, epoch: i64) -> bool {
+        self.set_abandoned(id, epoch, true)
+    }
+
+    /// It could not be replaced, and goes on when the handler returns: false when it has.
+    pub(crate) fn keep(&self, id: JobId, epoch: i64) -> bool {
+        self.set_abandoned(id, epoch, false)
+    }
+
+    fn set_abandoned(&self, id: JobId, epoch: i64, is_abandoned: bool) -> bool {
+        let mut state = self.0.lock();
+        let zombie = state.zombies.get_mut(&(id, epoch));
+        zombie
+            .map(|zombie| zombie.is_abandoned = is_abandoned)
+            .is_some()
     }
 
     pub(crate) fn next_alarm(&self) -> Option<Timestamp> {

@@ -13,7 +13,6 @@ use crate::phase::{Answer, PhaseSpec, Resolved};
 use crate::pool::{After, Desk};
 use crate::runner::{self, Outcome, Refused};
 use crate::store::ops::{Fault, Op, Settle};
-use crate::sync::Ordering;
 use crate::time::{Timestamp, monotonic};
 use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
 
@@ -39,27 +38,21 @@ impl Desk for Engine {
         let started = monotonic();
         let outcome = self.attempt(&task);
         self.window.phase_took(started.elapsed());
-        let is_abandoned = self.live.returned(id, epoch);
-        match is_abandoned {
+        let Some(returned) = self.live.returned(id, epoch) else {
             // Its claim goes on: the outcome counts.
-            None => self.committer.post(Op::Settle(self.settle(&task, outcome))),
-            Some(_) => {
-                log::debug!(
-                    "job {id}: the handler of claim {epoch} returned after its claim was over"
-                );
-                // The job may be waiting for this handler to return.
-                self.state.lock().backlog.unknown();
-                self.committer.ring();
-            }
+            self.committer.post(Op::Settle(self.settle(&task, outcome)));
+            return After::Next;
+        };
+        log::debug!("job {id}: the handler of claim {epoch} returned after its claim was over");
+        self.zombie_left(id, returned);
+        self.committer.ring();
+        if !returned.is_abandoned {
+            return After::Next;
         }
-        if is_abandoned == Some(true) {
-            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
-            if let Some(recorder) = &self.recorder {
-                recorder.leave(worker);
-            }
-            return After::End;
+        if let Some(recorder) = &self.recorder {
+            recorder.leave(worker);
         }
-        After::Next
+        After::End
     }
 
     fn idle(&self, worker: usize) {

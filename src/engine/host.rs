@@ -9,10 +9,10 @@ use crate::committer::Host;
 use crate::engine::{Engine, State};
 use crate::error::Error;
 use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
-use crate::live::{Alarm, Due, Run};
+use crate::live::{Alarm, Due, Left, Returned, Run};
 use crate::phase::context::StopReason;
 use crate::store::Done;
-use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle};
+use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle, Source};
 use crate::store::seam::Committed;
 use crate::sync::Ordering;
 use crate::time::{Timestamp, monotonic};
@@ -60,8 +60,8 @@ impl Host for Engine {
         for due in due {
             ops.push(Op::Settle(self.timed_out(&due)));
         }
-        for id in overstayed {
-            self.replace_worker(id);
+        for (id, epoch) in overstayed {
+            self.replace_worker(id, epoch);
         }
         let mut state = self.state.lock();
         let is_idle = is_idle && ops.is_empty() && !state.backlog.is_waiting;
@@ -93,9 +93,12 @@ impl Host for Engine {
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp) {
         self.window.commit_took(took);
         let claims = std::mem::take(&mut committed.claims);
+        let mut offers = Vec::new();
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
-            self.follow_up(op, answer, took, now);
+            self.follow_up(op, answer, took, now, &mut offers);
         }
+        // Only now: a later operation may have cancelled the job.
+        offers.into_iter().for_each(|id| self.offer(id));
         let looked = claims.looked;
         let unplanned = claims.unplanned;
         for claimed in claims.claimed {
@@ -218,14 +221,17 @@ impl Engine {
         answer: &crate::error::Result<Done>,
         took: Duration,
         now: Timestamp,
+        offers: &mut Vec<JobId>,
     ) {
         match (op, answer) {
-            (Op::Settle(settle), Ok(Done::Settled(row))) => self.settled(settle, row.as_ref(), now),
+            (Op::Settle(settle), Ok(Done::Settled(row))) => {
+                offers.extend(self.settled(settle, row.as_ref(), now));
+            }
             (Op::Settle(settle), Err(error)) => {
                 // Its row is damaged, and its outcome cannot be kept: let it go, or it would be under way for ever.
                 log::error!("job {}: its outcome cannot be recorded: {error}", settle.id);
                 if let Some(epoch) = settle.input.epoch() {
-                    self.live.finish(settle.id, epoch);
+                    self.claim_left(settle.id, epoch);
                 }
             }
             (Op::Enqueue(jobs), Ok(Done::Enqueued(enqueued))) => {
@@ -271,47 +277,33 @@ impl Engine {
         }
     }
 
-    /// The outcome of a phase is on disk; without a row it was stale.
-    fn settled(&self, settle: Settle, row: Option<&JobRow>, now: Timestamp) {
-        let Some(epoch) = settle.input.epoch() else {
-            return;
-        };
+    /// The outcome of a phase is on disk; without a row it was stale. Answers the job if it offers its next phase.
+    fn settled(&self, settle: Settle, row: Option<&JobRow>, now: Timestamp) -> Option<JobId> {
+        let epoch = settle.input.epoch()?;
         let Some(row) = row else {
             log::debug!(
                 "job {}: an outcome of claim {epoch} came too late and was dropped",
                 settle.id
             );
-            // The claim ended between the handler's return and this commit.
-            if settle.is_from == crate::store::ops::Source::Handler {
-                self.bury(settle.id, epoch);
+            // The claim ended before this commit, and we may not have been told yet; the handler has returned.
+            if settle.is_from == Source::Handler {
+                self.claim_left(settle.id, epoch);
             }
-            return;
+            return None;
         };
         if row.status == JobStatus::Running {
             if let (Some(result), Some(run)) = (&settle.result, self.live.get(row.id, epoch)) {
                 run.remember(settle.phase_index as usize, result);
             }
-            if self.live.advance(row) {
-                self.offer(row.id);
-            }
-            return;
+            return self.live.advance(row).then_some(row.id);
         }
-        self.state.lock().backlog.left();
         match settle.is_from {
-            crate::store::ops::Source::Handler => self.live.finish(row.id, epoch),
-            crate::store::ops::Source::Supervisor(reason) => self.end_claim(row.id, reason),
+            Source::Handler => self.claim_left(row.id, epoch),
+            Source::Supervisor(reason) => self.end_claim(row.id, reason),
         }
         self.bus.forget(row.id);
         self.changed(row, now);
-    }
-
-    /// The handler of a claim that was over has returned.
-    fn bury(&self, id: JobId, epoch: i64) {
-        if self.live.returned(id, epoch) == Some(true) {
-            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
-        }
-        // The job may be waiting for just that.
-        self.state.lock().backlog.unknown();
+        None
     }
 
     /// A job is pending or over now.
@@ -338,7 +330,10 @@ impl Engine {
             return;
         };
         let (row, run) = Run::new(claimed, def);
-        self.live.insert(row, run);
+        let now = self.clock.now();
+        if self.live.insert(row, run, now) == Left::Zombie {
+            self.committer.ring_before(now.after(crate::live::GRACE));
+        }
         self.offer(row.id);
     }
 
@@ -407,23 +402,49 @@ impl Engine {
                 message,
                 backtrace: None,
             }),
-            is_from: crate::store::ops::Source::Supervisor(StopReason::Timeout),
+            is_from: Source::Supervisor(StopReason::Timeout),
             ..Settle::void(&due.row, input)
         }
     }
 
     /// A handler goes on although it was told to stop: another worker takes its place.
-    fn replace_worker(&self, id: JobId) {
-        let abandoned = self.abandoned_count.fetch_add(1, Ordering::Relaxed) + 1;
-        if abandoned > self.config.abandoned_max() {
+    fn replace_worker(&self, id: JobId, epoch: i64) {
+        let abandoned = self.abandoned_count.load(Ordering::Relaxed);
+        if abandoned >= self.config.abandoned_max() {
             log::error!(
-                "job {id}: its handler does not stop, and no worker is left to replace: {abandoned} are lost"
+                "job {id}: its handler does not stop, and its worker is not replaced: {abandoned} are already"
             );
             return;
         }
+        if !self.live.abandon(id, epoch) {
+            return;
+        }
+        self.abandoned_count.fetch_add(1, Ordering::Relaxed);
         log::warn!("job {id}: its handler does not stop, its worker is replaced");
         if let Err(error) = self.start_worker() {
             log::error!("a worker cannot be replaced: {error}");
+            if self.live.keep(id, epoch) {
+                self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The handler of a claim has returned, and nothing of the claim is left.
+    fn claim_left(&self, id: JobId, epoch: i64) {
+        match self.live.finish(id, epoch) {
+            Some(returned) => self.zombie_left(id, returned),
+            None => self.state.lock().backlog.left(),
+        }
+    }
+
+    /// A handler has returned whose claim was over: the job may have waited for that.
+    pub(crate) fn zombie_left(&self, id: JobId, returned: Returned) {
+        if returned.is_abandoned {
+            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.state.lock().backlog.unknown();
+        if returned.is_awaited {
+            self.offer(id);
         }
     }
 
@@ -437,6 +458,9 @@ impl Engine {
 
     /// Records what the shutdown cuts off: handlers that did not stop in time.
     pub(crate) fn fence(&self) -> Vec<JobId> {
+        // First, or a worker might enter what was offered between our looks.
+        self.live.close();
+        self.give_back_paused();
         let mut cut = Vec::new();
         for (row, entered_at) in self.live.inside() {
             let reason = InterruptionReason::Shutdown;
@@ -448,7 +472,7 @@ impl Engine {
             };
             self.committer.post(Op::Settle(Settle {
                 started_at: entered_at,
-                is_from: crate::store::ops::Source::Supervisor(StopReason::Shutdown),
+                is_from: Source::Supervisor(StopReason::Shutdown),
                 ..Settle::void(&row, input)
             }));
             cut.push(row.id);

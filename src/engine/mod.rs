@@ -16,10 +16,11 @@ use crate::committer::Committer;
 use crate::config::{Config, Location};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
-use crate::job::{InterruptionReason, JobId};
-use crate::live::LiveTable;
+use crate::job::{InterruptionReason, JobId, JobStatus};
+use crate::live::{GRACE, Left, LiveTable};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
 use crate::phase::Registry;
+use crate::phase::context::StopReason;
 use crate::pool::{Desk, Pool};
 use crate::retention::Pruner;
 use crate::runner::panic_message;
@@ -302,16 +303,12 @@ impl Engine {
             // Cancelled from outside, and perhaps retried or deleted since: the handler must be told, and the job must not be
             // claimed again before it has returned.
             for id in self.live.ids() {
-                if self.reader.status(id)? != Some(crate::job::JobStatus::Running) {
-                    self.end_claim(id, crate::phase::context::StopReason::Cancelled);
+                if self.reader.status(id)? != Some(JobStatus::Running) {
+                    self.end_claim(id, StopReason::Cancelled);
                 }
             }
             for id in self.bus.waited_for() {
-                if self
-                    .reader
-                    .status(id)?
-                    .is_none_or(crate::job::JobStatus::is_terminal)
-                {
+                if self.reader.status(id)?.is_none_or(JobStatus::is_terminal) {
                     self.bus.is_over(id);
                 }
             }
@@ -325,10 +322,10 @@ impl Engine {
     }
 
     /// The claim of a job is over by a decision from outside of its handler.
-    fn end_claim(&self, id: JobId, reason: crate::phase::context::StopReason) {
+    fn end_claim(&self, id: JobId, reason: StopReason) {
         let now = self.clock.now();
-        if self.live.end(id, reason, now) == crate::live::Left::Zombie {
-            self.committer.ring_before(now.after(crate::live::GRACE));
+        if self.live.end(id, reason, now) == Left::Zombie {
+            self.committer.ring_before(now.after(GRACE));
         }
         self.state.lock().backlog.left();
         self.bus.forget(id);

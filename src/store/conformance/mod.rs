@@ -217,6 +217,7 @@ impl Bench {
             types: self.types.clone().into(),
             exclude: HashSet::new(),
             direct: false,
+            seen_seq: None,
             from_backlog: true,
             release: Release::Nobody,
         }
