@@ -41,7 +41,7 @@ use crate::store::ops::{ClaimRequest, Op};
 use crate::store::seam::{self, Committed};
 use crate::store::{Done, Failure, Store};
 use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
-use crate::time::{Clock, Timestamp, monotonic};
+use crate::time::{Clock, RECHECK, RECHECK_LAZY, Timestamp, monotonic};
 
 /// Operations in one transaction: enough to make its fixed costs small, few enough to keep it short.
 const BATCH_MAX: usize = 512;
@@ -60,11 +60,26 @@ pub(crate) trait Host: Send + Sync {
     /// The commit is on disk. `ops` and `committed.answers` stand side by side.
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp);
     /// When `due` or `wants_claims` will have something next.
-    fn deadline(&self) -> Option<Timestamp>;
+    fn deadline(&self) -> Deadline;
     /// Nothing can be claimed, because a due job cannot be read.
     fn claims_failed(&self, error: &Error);
     /// The store has failed (with the error), or works again.
     fn store_health(&self, failure: Option<&Error>);
+}
+
+/// When something comes due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Deadline {
+    /// A job, a timeout: on time, also when the wall clock is set meanwhile.
+    pub(crate) exact: Option<Timestamp>,
+    /// Retention: an hour late is no harm.
+    pub(crate) lazy: Option<Timestamp>,
+}
+
+impl Deadline {
+    fn earliest(self) -> Option<Timestamp> {
+        [self.exact, self.lazy].into_iter().flatten().min()
+    }
 }
 
 pub(crate) struct Committer {
@@ -251,14 +266,16 @@ impl Committer {
     }
 
     /// Sleeps until the deadline or a ring, after a failure no longer than the pause.
-    fn sleep(&self, state: &mut crate::sync::MutexGuard<'_, State>, deadline: Option<Timestamp>) {
-        let wait = deadline.map(|deadline| deadline.since(self.clock.now()));
-        let wait = wait.and_then(|wait| self.clock.sleep_for(wait));
+    fn sleep(&self, state: &mut crate::sync::MutexGuard<'_, State>, deadline: Deadline) {
+        let now = self.clock.now();
+        let wait = |at: Option<Timestamp>, recheck| self.clock.sleep_for(at?.since(now), recheck);
+        let exact = wait(deadline.exact, RECHECK);
+        let lazy = wait(deadline.lazy, RECHECK_LAZY);
         let pause = state
             .retry_at
             .map(|at| at.saturating_duration_since(monotonic()));
-        state.asleep = Some(deadline);
-        match [wait, pause].into_iter().flatten().min() {
+        state.asleep = Some(deadline.earliest());
+        match [exact, lazy, pause].into_iter().flatten().min() {
             Some(wait) => drop(self.bell.wait_for(state, wait)),
             None => self.bell.wait(state),
         }
@@ -266,7 +283,10 @@ impl Committer {
     }
 
     fn give_up_lead(&self, host: &dyn Host) {
-        let (deadline, wants_claims) = (host.deadline(), host.wants_claims(self.clock.now()));
+        let (deadline, wants_claims) = (
+            host.deadline().earliest(),
+            host.wants_claims(self.clock.now()),
+        );
         let mut state = self.state.lock();
         state.is_led = false;
         let is_earlier = |until: Option<Timestamp>| {

@@ -165,10 +165,10 @@ impl Clock {
     }
 
     /// How long a thread may sleep when the next due time is `wait` away. The wall clock may step while it sleeps, so a sleep
-    /// is cut into pieces of at most [`RECHECK`]. `None`: until somebody wakes it up (a fake clock does when it is set).
-    pub(crate) fn sleep_for(&self, wait: Duration) -> Option<Duration> {
+    /// is cut into pieces of at most `recheck`. `None`: until somebody wakes it up (a fake clock does when it is set).
+    pub(crate) fn sleep_for(&self, wait: Duration, recheck: Duration) -> Option<Duration> {
         match &*self.0 {
-            Source::System(_) => Some(wait.min(RECHECK)),
+            Source::System(_) => Some(wait.min(recheck)),
             Source::Fake(_) => None,
         }
     }
@@ -181,9 +181,11 @@ impl Clock {
     }
 }
 
-/// A thread that waits for a due time looks at the wall clock this often. It bounds how late a job can start after the wall
-/// clock was set forward; a queue without due times sleeps without end.
-const RECHECK: Duration = Duration::from_secs(60);
+/// A thread that waits for a job's due time looks at the wall clock this often: it bounds how late a job can start after the
+/// clock was set forward. A queue without due times sleeps without end.
+pub(crate) const RECHECK: Duration = Duration::from_secs(60);
+/// For what need not be on time: an idle queue that keeps old jobs wakes up once an hour.
+pub(crate) const RECHECK_LAZY: Duration = Duration::from_secs(3600);
 
 fn steady(anchor: &mut Anchor, wall_ms: i64, at: Instant) -> Timestamp {
     // A backward step, or two threads that read the clocks in a different order than they got the lock.

@@ -50,7 +50,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use stepwell::{Builder, Client, ErrorKind, JobHandle, JobQueue, Keep, Notice, Retention};
@@ -67,6 +67,8 @@ use sums::Sums;
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the progress is shown and Ctrl-C is looked for.
 const TICK: Duration = Duration::from_millis(20);
+/// A process that was killed holds its locks until the system has cleaned up after it.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const INTERRUPTED: u8 = 130;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -197,17 +199,10 @@ fn run(args: &Args, places: &Places, reporter: &Reporter) -> Result<ExitCode, Fa
         stop: &stop,
         tally: Tally::new(),
     };
-    let is_through = watch.until(|queue| {
-        let stats = queue.stats()?;
-        Ok(feed.is_done() && stats.pending + stats.running == 0)
-    })?;
-    let mut sums = None;
-    if is_through {
-        let id = last.enqueue(&())?;
-        if watch.until(|queue| Ok(queue.status(id)?.is_none_or(|status| status.is_terminal())))? {
-            sums = Some(last.wait(id, Duration::ZERO)?);
-        }
-    }
+    let sums = match watch.files()? {
+        true => watch.last_job(&last)?,
+        false => None,
+    };
     let tally = watch.end()?;
     let walked = feed.join()?;
     // Its error says that handlers had to be told to stop, which is what we want of them.
@@ -215,8 +210,8 @@ fn run(args: &Args, places: &Places, reporter: &Reporter) -> Result<ExitCode, Fa
     reporter.finish();
     let Some(sums) = sums else {
         reporter.line(&format!(
-            "stopped; {} files were done in this run. Run it again to go on.",
-            tally.completed()
+            "stopped with {} files in the manifest. Run it again to go on.",
+            ingest.manifest.count()
         ));
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -231,6 +226,13 @@ fn run(args: &Args, places: &Places, reporter: &Reporter) -> Result<ExitCode, Fa
 /// Opens the manifest, and looks where the log of the queue ends, before any worker runs.
 fn open_manifest(places: &Places, reporter: &Reporter) -> Result<(Arc<Manifest>, Seq), Failure> {
     let client = Client::open(&places.db)?;
+    let asked = Instant::now();
+    while let Some(pid) = client.owner_pid() {
+        if asked.elapsed() > LOCK_TIMEOUT {
+            return Err(format!("process {pid} is running on {}", places.db.display()).into());
+        }
+        std::thread::sleep(TICK);
+    }
     let seq = client.stats()?.head_seq;
     let manifest = Manifest::open(&places.out, |line| {
         let job = client.get(line.job)?;
@@ -284,38 +286,50 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// True once `is_over` says so; false when the user wants to stop before that.
-    fn until(
-        &mut self,
-        is_over: impl Fn(&JobQueue) -> stepwell::Result<bool>,
-    ) -> Result<bool, Failure> {
-        loop {
-            if self.stop.load(Ordering::SeqCst) {
-                self.reporter
-                    .line("stopping: Ctrl-C once more to stop at once");
-                return Ok(false);
-            }
-            let health = self.queue.health();
-            if let Some(problem) = health.poisoned {
-                return Err(problem.into());
-            }
-            if is_over(self.queue)? {
+    /// True once all files are through; false when the user wants to stop before that.
+    fn files(&mut self) -> Result<bool, Failure> {
+        while self.may_go_on()? {
+            let is_fed = self.feed.is_done();
+            let stats = self.queue.stats()?;
+            if is_fed && stats.pending + stats.running == 0 {
                 return Ok(true);
             }
-            let stats = self.queue.stats()?;
-            self.reporter.progress(
-                &self.feed.counts(),
-                &stats,
-                &self.tally,
-                health.store_failure.as_deref(),
-            );
+            let problem = self.queue.health().store_failure;
+            self.reporter
+                .progress(&self.feed.counts(), &stats, &self.tally, problem.as_deref());
             self.listen(TICK)?;
+        }
+        Ok(false)
+    }
+
+    /// The result of the last job; none when the user wants to stop before that.
+    fn last_job(&mut self, last: &JobHandle<(), Sums>) -> Result<Option<Sums>, Failure> {
+        let id = last.enqueue(&())?;
+        while self.may_go_on()? {
+            match last.wait(id, TICK) {
+                Ok(sums) => return Ok(Some(sums)),
+                Err(error) if error.kind() == ErrorKind::Timeout => self.reporter.finishing(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    fn may_go_on(&self) -> Result<bool, Failure> {
+        let is_stopped = self.stop.load(Ordering::SeqCst);
+        if is_stopped {
+            self.reporter
+                .line("stopping: Ctrl-C once more to stop at once");
+        }
+        match self.queue.health().poisoned {
+            Some(problem) => Err(problem.into()),
+            None => Ok(!is_stopped),
         }
     }
 
     /// Takes in events for `time`.
     fn listen(&mut self, time: Duration) -> Result<(), Failure> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         while let Some(left) = time.checked_sub(started.elapsed()) {
             match self.events.recv_timeout(left) {
                 Ok(Notice::Event(event)) => self.tally.note(&event),

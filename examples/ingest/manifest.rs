@@ -134,6 +134,11 @@ impl Manifest {
         self.lock().published.has(job)
     }
 
+    /// How many lines there are.
+    pub fn count(&self) -> u64 {
+        self.lock().published.count()
+    }
+
     /// Appends the line, unless its job has one.
     pub fn publish(&self, line: &Line) -> io::Result<()> {
         let mut json = serde_json::to_vec(line)?;

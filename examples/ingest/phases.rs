@@ -102,7 +102,10 @@ impl Ingest {
     }
 
     fn digest(&self, cx: &PhaseContext<FileJob>) -> Result<String, PhaseError> {
-        let hasher = self.scan(cx, |hasher: &mut Hasher, block| hasher.0.update(block))?;
+        let hasher = self.scan(cx, |hasher: &mut Hasher, block| {
+            hasher.0.update(block);
+            self.reporter.digested(block.len());
+        })?;
         Ok(file::hex(&hasher.0.finalize()))
     }
 
@@ -124,7 +127,6 @@ impl Ingest {
             text: cx.get(ANALYSE)?,
         };
         self.manifest.publish(&line)?;
-        self.reporter.published(state.size);
         Ok(())
     }
 
@@ -170,6 +172,10 @@ impl Ingest {
                     .reading(&cx.input().name, at.position, expected.size);
             }
         }
+        if saved_position > 0 {
+            self.reporter
+                .reading(&cx.input().name, at.position, at.position);
+        }
         let now = State::of(&file.metadata().map_err(|error| failed(cx, &error))?);
         if is_same && now == expected && at.position == expected.size {
             Ok(at.state)
@@ -201,14 +207,18 @@ impl Ingest {
 
 /// What another try will not cure fails at once.
 fn failed(cx: &PhaseContext<FileJob>, error: &io::Error) -> PhaseError {
+    const LASTING: [io::ErrorKind; 5] = [
+        io::ErrorKind::NotFound,
+        io::ErrorKind::NotADirectory,
+        io::ErrorKind::IsADirectory,
+        io::ErrorKind::InvalidFilename,
+        io::ErrorKind::PermissionDenied,
+    ];
     let message = format!("{}: {error}", cx.input().name);
-    match error.kind() {
-        io::ErrorKind::NotFound
-        | io::ErrorKind::NotADirectory
-        | io::ErrorKind::IsADirectory
-        | io::ErrorKind::InvalidFilename
-        | io::ErrorKind::PermissionDenied => PhaseError::fail(message),
-        _ => PhaseError::retry(message),
+    if LASTING.contains(&error.kind()) {
+        PhaseError::fail(message)
+    } else {
+        PhaseError::retry(message)
     }
 }
 

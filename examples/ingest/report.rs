@@ -58,14 +58,19 @@ impl Reporter {
         }
     }
 
-    /// A file of so many bytes has its line.
-    pub fn published(&self, bytes: u64) {
-        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// So many bytes more are digested.
+    pub fn digested(&self, bytes: usize) {
+        self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// A large file is so far.
     pub fn reading(&self, name: &Name, position: u64, size: u64) {
-        let text = format!(", {name} at {} %", position * 100 / size.max(1));
+        let percent = position * 100 / size.max(1);
+        let text = if percent < 100 {
+            format!(", {name} at {percent} %")
+        } else {
+            String::new()
+        };
         *self
             .0
             .reading
@@ -73,19 +78,18 @@ impl Reporter {
             .unwrap_or_else(PoisonError::into_inner) = text;
     }
 
+    /// `problem` keeps the queue from going on.
     pub fn progress(&self, walked: &Counts, stats: &Stats, tally: &Tally, problem: Option<&str>) {
         let done = walked.found.saturating_sub(stats.pending + stats.running);
         let mut message = HumanBytes(self.0.bytes.load(Ordering::Relaxed)).to_string();
         if tally.has_failures() {
             message += &format!(", {} failed", HumanCount(tally.failed.count()));
         }
-        message += &std::mem::take(
-            &mut *self
-                .0
-                .reading
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        message += &self
+            .0
+            .reading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if stats.paused {
             message += ", the queue is paused";
         }
@@ -98,20 +102,33 @@ impl Reporter {
                 bar.set_position(done);
                 bar.set_message(message);
             }
-            None => self.plain(walked, done, &message),
+            None => self.plain(|| {
+                let more = if walked.is_done { "" } else { " found so far" };
+                format!(
+                    "{} of {} files{more}, {message}",
+                    HumanCount(done),
+                    HumanCount(walked.found)
+                )
+            }),
         }
     }
 
-    fn plain(&self, walked: &Counts, done: u64, message: &str) {
+    /// All files are through, the last job is under way.
+    pub fn finishing(&self) {
+        match &self.0.bar {
+            Some(bar) => {
+                bar.set_position(bar.length().unwrap_or(0));
+                bar.set_message(format!("writing {SUMS}"));
+            }
+            None => self.plain(|| format!("writing {SUMS}")),
+        }
+    }
+
+    fn plain(&self, text: impl FnOnce() -> String) {
         let mut said = self.0.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.elapsed() >= LINE_EVERY {
             *said = Instant::now();
-            let more = if walked.is_done { "" } else { " found so far" };
-            say(&format!(
-                "{} of {} files{more}, {message}",
-                HumanCount(done),
-                HumanCount(walked.found)
-            ));
+            say(&text());
         }
     }
 
@@ -167,11 +184,6 @@ impl Tally {
 
     pub fn has_failures(&self) -> bool {
         self.failed.count() > 0
-    }
-
-    /// Files whose jobs were completed in this run.
-    pub fn completed(&self) -> u64 {
-        self.completed
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// Bytes of records that are sorted at a time; what they cost in memory is about twice that.
-const CHUNK_BYTES: usize = 16 << 20;
+const CHUNK_BYTES: usize = 8 << 20;
 /// Of each run while they are merged.
 const BUFFER_BYTES: usize = 32 << 10;
 

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::committer::Host;
+use crate::committer::{Deadline, Host};
 use crate::engine::{Engine, State};
 use crate::error::Error;
 use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
@@ -23,7 +23,7 @@ const CLAIM_BYTES_MAX: usize = 4 << 20;
 
 impl Host for Engine {
     fn request(&self, now: Timestamp) -> ClaimRequest {
-        // First: a zombie that leaves after it was looked at must not be overlooked.
+        // Before the zombies are asked for: one that ends after this makes the claim look again.
         self.state.lock().backlog.look();
         let (under_way, zombies) = (self.live.len(), self.live.zombies());
         let window = self.window.size();
@@ -63,8 +63,8 @@ impl Host for Engine {
         for (id, epoch) in overstayed {
             self.replace_worker(id, epoch);
         }
+        let is_idle = is_idle && ops.is_empty() && !self.wants_claims(now);
         let mut state = self.state.lock();
-        let is_idle = is_idle && ops.is_empty() && !state.backlog.is_waiting;
         let State {
             pruner,
             counts,
@@ -135,21 +135,23 @@ impl Host for Engine {
         }
     }
 
-    fn deadline(&self) -> Option<Timestamp> {
-        let alarm = self.live.next_alarm();
-        let state = self.state.lock();
+    fn deadline(&self) -> Deadline {
+        let (now, alarm) = (self.clock.now(), self.live.next_alarm());
+        let mut state = self.state.lock();
         if state.is_stopping {
-            return alarm;
+            return Deadline {
+                exact: alarm,
+                lazy: None,
+            };
         }
-        // What is due already waits for room, not for time.
-        let next_due = state
-            .backlog
-            .next_due
-            .filter(|_| !state.backlog.is_waiting && !state.is_paused);
-        [alarm, next_due, state.pruner.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        // Told once, then it waits for room like everything that is due, and not for time.
+        let next_due = state.backlog.next_due.filter(|_| !state.is_paused);
+        state.backlog.pass(now);
+        let exact = [alarm, next_due].into_iter().flatten().min();
+        Deadline {
+            exact,
+            lazy: state.pruner.deadline(),
+        }
     }
 
     fn claims_failed(&self, error: &Error) {

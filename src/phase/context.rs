@@ -86,7 +86,7 @@ impl StopFlag {
             if self.is_set() {
                 return false;
             }
-            match clock.sleep_for(duration) {
+            match clock.sleep_for(duration, duration) {
                 // Real time: the monotonic clock alone decides.
                 Some(_) => match duration.checked_sub(started.elapsed()) {
                     Some(left) if !left.is_zero() => drop(self.wake.wait_for(&mut guard, left)),
