@@ -145,7 +145,11 @@ impl SmallDisk {
 
     /// Takes all the space that is left.
     fn fill(&self) {
-        let mut file = File::create(self.0.join("filler")).expect("a file can be made");
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(self.0.join("filler"));
+        let mut file = file.expect("a file can be made");
         let mut size = 1 << 16;
         while size > 0 {
             if file.write_all(&vec![1; size]).is_err() {
