@@ -76,7 +76,8 @@ impl Subscription {
     /// The next event; waits for it without end.
     ///
     /// # Errors
-    /// `Closed` when the queue is closed and everything was received. `Storage` or `Corrupt` when the log cannot be read.
+    /// `Closed` when the queue is closed: what was not received yet stays in the log, and a subscription to the queue when it is
+    /// open again goes on from [`position`](Subscription::position). `Storage` or `Corrupt` when the log cannot be read.
     pub fn recv(&mut self) -> Result<Notice> {
         self.next_within(None)
     }

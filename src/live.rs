@@ -8,9 +8,8 @@
 //! | entered | a worker is inside its handler | the outcome is committed → offered (next phase) or gone; its claim ends → zombie |
 //! | zombie | its claim is over (cancelled, timed out, fenced by shutdown), the handler has not returned | the handler returns → gone |
 //!
-//! A claim may be over without our having been told: another process has cancelled the job. Then its handler's outcome turns out
-//! to be stale, and the claim is gone. And a job may be cancelled, retried and claimed anew in one commit, its old handler
-//! inside: the new claim waits for it.
+//! A claim may be over without our having been told: another process has cancelled the job, and perhaps tried it again. Then its
+//! handler's outcome turns out to be stale, or the job is claimed anew while the old handler is inside; both end here.
 //!
 //! An id in the channel is only a hint: [`LiveTable::take`] decides whether there is anything to run. So an id may stand in
 //! the channel twice, or for a claim that is over, and no harm is done. While a job has a zombie it is not claimed again: never
@@ -324,6 +323,25 @@ impl LiveTable {
         }
     }
 
+    /// As [`LiveTable::end`], for one claim and no later one of the same job.
+    pub(crate) fn end_claim(
+        &self,
+        id: JobId,
+        epoch: i64,
+        reason: StopReason,
+        now: Timestamp,
+    ) -> Left {
+        let mut state = self.0.lock();
+        let is_meant = |entry: &Entry| entry.row.epoch == epoch;
+        if !state.runs.get(&id).is_some_and(is_meant) {
+            return Left::Nothing;
+        }
+        match state.runs.remove(&id) {
+            Some(entry) => state.end(entry, reason, now),
+            None => Left::Nothing,
+        }
+    }
+
     /// Nothing is entered any more.
     pub(crate) fn close(&self) {
         self.0.lock().is_closed = true;
@@ -354,8 +372,14 @@ impl LiveTable {
         entered.collect()
     }
 
-    pub(crate) fn ids(&self) -> Vec<JobId> {
-        self.0.lock().runs.keys().copied().collect()
+    /// The claims that are under way: jobs and epochs.
+    pub(crate) fn claims(&self) -> Vec<(JobId, i64)> {
+        let state = self.0.lock();
+        let claims = state
+            .runs
+            .values()
+            .map(|entry| (entry.row.id, entry.row.epoch));
+        claims.collect()
     }
 
     pub(crate) fn zombies(&self) -> HashSet<JobId> {

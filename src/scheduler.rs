@@ -91,11 +91,16 @@ pub(crate) struct Backlog {
     pub(crate) is_limited: bool,
     /// When the next job comes due.
     pub(crate) next_due: Option<Timestamp>,
-    /// Something became claimable while a claim was looking: what it found may be out of date.
-    is_stale: bool,
+    /// Something changed since the last look began: it may have been too early to see it.
+    is_changed: bool,
 }
 
 impl Backlog {
+    /// A claim begins to look. Whoever says now that something changed may be overlooked by it.
+    pub(crate) fn look(&mut self) {
+        self.is_changed = false;
+    }
+
     /// A job was added that may start at `run_at`.
     pub(crate) fn added(&mut self, run_at: Timestamp, now: Timestamp) {
         if run_at <= now {
@@ -108,18 +113,12 @@ impl Backlog {
     /// Something changed outside of what we are told: look again.
     pub(crate) fn unknown(&mut self) {
         self.is_waiting = true;
-        self.is_stale = true;
-    }
-
-    /// A claim begins to look.
-    pub(crate) fn look(&mut self) {
-        self.is_stale = false;
+        self.is_changed = true;
     }
 
     /// A claim has looked at what was due, and left some: because it was full, or because of limits of types.
     pub(crate) fn looked(&mut self, is_full: bool, is_limited: bool, next_due: Option<Timestamp>) {
-        // A worker's handler returned after the claim had asked which jobs to leave out: its job was left out in vain.
-        self.is_waiting = is_full || self.is_stale;
+        self.is_waiting = is_full || self.is_changed;
         self.is_limited = is_limited;
         if !is_full {
             self.next_due = next_due;
@@ -196,13 +195,6 @@ mod tests {
         backlog.left();
         assert!(backlog.is_due(at(10)));
         backlog.look();
-        backlog.unknown();
-        backlog.looked(false, false, Some(at(50)));
-        assert!(
-            backlog.is_due(at(10)),
-            "it came in while the claim was looking"
-        );
-        backlog.look();
         backlog.looked(false, false, Some(at(50)));
         backlog.pass(at(49));
         assert_eq!(
@@ -216,5 +208,19 @@ mod tests {
         assert!(!backlog.is_due(at(10)));
         backlog.added(at(10), at(10));
         assert!(backlog.is_due(at(10)));
+    }
+
+    /// A worker said that its zombie had left while a claim was under way that had left out the zombie's job. The claim found
+    /// nothing, and nobody looked again.
+    #[test]
+    fn what_changes_during_a_look_is_looked_at_again() {
+        let mut backlog = Backlog::default();
+        backlog.look();
+        backlog.unknown();
+        backlog.looked(false, false, None);
+        assert!(backlog.is_due(Timestamp::from_millis(0)));
+        backlog.look();
+        backlog.looked(false, false, None);
+        assert!(!backlog.is_due(Timestamp::from_millis(0)));
     }
 }

@@ -359,20 +359,25 @@ fn phase_failed(job: &JobRow, verdict: Verdict, now: Timestamp) -> Transition {
     if job.deadline.is_some_and(|deadline| run_at >= deadline) {
         return failed(*job, Change::Failed, Some(ErrorCause::Deadline), now);
     }
-    let after = JobRow {
+    let waits = JobRow {
         status: JobStatus::Pending,
         run_at,
         phase_started_at: None,
-        phase_index: rewind.unwrap_or(job.phase_index),
-        phase_attempt: if rewind.is_some() {
-            0
-        } else {
-            job.phase_attempt
-        },
         flags: job.flags.with(Flags::WAITING),
         ..*job
     };
-    let phases = rewind.map_or(Phases::Keep, Phases::ClearFrom);
+    let (after, phases) = match rewind {
+        None => (waits, Phases::Keep),
+        Some(phase_index) => {
+            let after = JobRow {
+                phase_index,
+                phase_attempt: 0,
+                flags: waits.flags.without(Flags::SAVED),
+                ..waits
+            };
+            (after, Phases::ClearFrom(phase_index))
+        }
+    };
     Transition {
         after,
         change: Change::FailedAndRetrying,

@@ -199,10 +199,10 @@ fn run(args: &Args, places: &Places, reporter: &Reporter) -> Result<ExitCode, Fa
         stop: &stop,
         tally: Tally::new(),
     };
-    let sums = match watch.files()? {
-        true => watch.last_job(&last)?,
-        false => None,
-    };
+    let mut sums = None;
+    if watch.files()? {
+        sums = watch.last_job(&last)?;
+    }
     let tally = watch.end()?;
     let walked = feed.join()?;
     // Its error says that handlers had to be told to stop, which is what we want of them.
@@ -245,12 +245,13 @@ fn open_manifest(places: &Places, reporter: &Reporter) -> Result<(Arc<Manifest>,
     Ok((Arc::new(manifest), seq))
 }
 
-/// The queue forgets the oldest jobs, since the manifest remembers; the failed ones are kept for whoever wants to look.
+/// The queue forgets the oldest jobs, since the manifest remembers; by count alone, so that the newest is always there to tell
+/// whose the manifest is. The failed ones are kept for whoever wants to look.
 fn retention() -> Retention {
     Retention::default()
         .completed(Keep::newest(10_000))
         .failed(Keep::FOREVER)
-        .events(Keep::newest(100_000))
+        .events(Keep::newest(1_000_000))
 }
 
 fn register(
@@ -307,7 +308,11 @@ impl Watch<'_> {
         let id = last.enqueue(&())?;
         while self.may_go_on()? {
             match last.wait(id, TICK) {
-                Ok(sums) => return Ok(Some(sums)),
+                Ok(sums) => {
+                    // A run every minute must not push the files' jobs out of what the queue keeps.
+                    self.queue.delete(id)?;
+                    return Ok(Some(sums));
+                }
                 Err(error) if error.kind() == ErrorKind::Timeout => self.reporter.finishing(),
                 Err(error) => return Err(error.into()),
             }

@@ -223,7 +223,9 @@ fn write_summary(
         HumanCount(sums.duplicates),
         HumanBytes(sums.duplicate_bytes)
     )?;
-    writeln!(out, "{seconds:.1} s, {:.0} jobs/s", jobs as f64 / seconds)?;
+    if jobs > 0 {
+        writeln!(out, "{seconds:.1} s, {:.0} jobs/s", jobs as f64 / seconds)?;
+    }
     if sums.changed > 0 {
         writeln!(
             out,

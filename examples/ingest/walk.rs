@@ -88,6 +88,8 @@ impl Iterator for Walk {
             match found {
                 Ok(Some(file)) => return Some(Ok(file)),
                 Ok(None) => {}
+                // Gone since its name was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Some(Err(format!("{}: {error}", self.name(&path)))),
             }
         }

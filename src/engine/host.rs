@@ -23,7 +23,7 @@ const CLAIM_BYTES_MAX: usize = 4 << 20;
 
 impl Host for Engine {
     fn request(&self, now: Timestamp) -> ClaimRequest {
-        // Before the zombies are asked for: one that ends after this makes the claim look again.
+        // First: a zombie that leaves after it was looked at must not be overlooked.
         self.state.lock().backlog.look();
         let (under_way, zombies) = (self.live.len(), self.live.zombies());
         let window = self.window.size();
@@ -45,17 +45,12 @@ impl Host for Engine {
             types: state.claimable.clone(),
             exclude,
             direct: !is_due && under_way < self.config.workers,
-            seen_seq: Some(state.seen_seq),
             from_backlog: is_due && self.is_worth_a_claim(under_way, window),
             release,
         }
     }
 
     fn due(&self, now: Timestamp, is_idle: bool, ops: &mut Vec<Op>) {
-        let is_outside_new = std::mem::take(&mut self.state.lock().is_outside_new);
-        if is_outside_new {
-            self.look_outside();
-        }
         let (due, overstayed) = self.live.due(now);
         for due in due {
             ops.push(Op::Settle(self.timed_out(&due)));
@@ -110,8 +105,6 @@ impl Host for Engine {
         {
             let mut state = self.state.lock();
             state.counts = committed.head.counts;
-            state.seen_seq = committed.head.seq;
-            state.is_outside_new |= committed.is_foreign;
             if looked {
                 let is_limited = claims.more && !claims.is_full;
                 state
@@ -121,9 +114,6 @@ impl Host for Engine {
             state.planning.extend(unplanned.iter().map(|(id, ..)| *id));
         }
         self.bus.ring(committed.head.seq);
-        if committed.is_foreign {
-            self.committer.ring();
-        }
         for (id, job_type, input) in unplanned {
             // The user's code, with no lock held.
             let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
@@ -205,11 +195,7 @@ impl Host for Engine {
 impl State {
     /// Nothing is claimed.
     fn rests(&self) -> bool {
-        self.is_stopping
-            || self.is_paused
-            || self.is_outside_new
-            || self.failure().is_some()
-            || self.poison.is_some()
+        self.is_stopping || self.is_paused || self.failure().is_some() || self.poison.is_some()
     }
 
     /// Why nothing is claimed, if it is because of the store.

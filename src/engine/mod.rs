@@ -15,7 +15,7 @@ use crate::bus::Bus;
 use crate::committer::Committer;
 use crate::config::{Config, Location};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Plan, Seq};
+use crate::event::Plan;
 use crate::job::{InterruptionReason, JobId, JobStatus};
 use crate::live::{GRACE, Left, LiveTable};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
@@ -57,10 +57,6 @@ struct State {
     backlog: Backlog,
     pruner: Pruner,
     counts: [i64; 5],
-    /// The newest event that was published here.
-    seen_seq: Seq,
-    /// Another process has written to the file, and what follows from it has not been looked at.
-    is_outside_new: bool,
     /// Every registered type, with its number in the file.
     types: Vec<Claimable>,
     /// Those of them that are not paused.
@@ -158,7 +154,6 @@ impl Engine {
         self.bus.ring(head.seq);
         let mut state = self.state.lock();
         state.counts = head.counts;
-        state.seen_seq = head.seq;
         state.backlog.unknown();
         Ok(())
     }
@@ -295,17 +290,13 @@ impl Engine {
         self.committer.call(self, op)
     }
 
-    /// Another process has written to the file: look at what that may have changed. The lead does this, so that it sees every
-    /// commit of ours with all that followed from it.
-    fn look_outside(&self) {
+    /// Another process has written to the file: look at what that may have changed.
+    pub(crate) fn look_outside(&self) {
         let looked = self.load_pauses().and_then(|()| {
             let head = self.reader.head()?;
-            // Cancelled from outside, and perhaps retried or deleted since: the handler must be told, and the job must not be
-            // claimed again before it has returned.
-            for id in self.live.ids() {
-                if self.reader.status(id)? != Some(JobStatus::Running) {
-                    self.end_claim(id, StopReason::Cancelled);
-                }
+            // Cancelled from outside, and perhaps tried again: the handler must be told.
+            for (id, epoch) in self.live.claims() {
+                self.stop_if_over(id, epoch)?;
             }
             for id in self.bus.waited_for() {
                 if self.reader.status(id)?.is_none_or(JobStatus::is_terminal) {
@@ -319,12 +310,30 @@ impl Engine {
             log::warn!("what another process has changed cannot be read: {error}");
         }
         self.give_back_paused();
+        self.committer.ring();
+    }
+
+    fn stop_if_over(&self, id: JobId, epoch: i64) -> Result<()> {
+        let is_meant = |(status, claim)| status == JobStatus::Running && claim == epoch;
+        if !self.reader.claim(id)?.is_some_and(is_meant) {
+            let now = self.clock.now();
+            let left = self.live.end_claim(id, epoch, StopReason::Cancelled, now);
+            self.claim_ended(id, left, now);
+            // A claim may be under way that has not seen the end of this one.
+            self.state.lock().backlog.unknown();
+        }
+        Ok(())
     }
 
     /// The claim of a job is over by a decision from outside of its handler.
     fn end_claim(&self, id: JobId, reason: StopReason) {
         let now = self.clock.now();
-        if self.live.end(id, reason, now) == Left::Zombie {
+        let left = self.live.end(id, reason, now);
+        self.claim_ended(id, left, now);
+    }
+
+    fn claim_ended(&self, id: JobId, left: Left, now: Timestamp) {
+        if left == Left::Zombie {
             self.committer.ring_before(now.after(GRACE));
         }
         self.state.lock().backlog.left();
@@ -333,8 +342,7 @@ impl Engine {
 
     fn listen(&self, wake: &WakeListener) {
         while wake.wait() == crate::owner::Wake::Rung {
-            self.state.lock().is_outside_new = true;
-            self.committer.ring();
+            self.look_outside();
         }
     }
 
@@ -416,8 +424,6 @@ impl State {
             backlog: Backlog::default(),
             pruner,
             counts: [0; 5],
-            seen_seq: 0,
-            is_outside_new: false,
             types: Vec::new(),
             claimable: Arc::new([]),
             is_paused: false,

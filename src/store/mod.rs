@@ -12,6 +12,7 @@ mod conformance;
 pub(crate) mod memory;
 pub(crate) mod ops;
 mod prune;
+mod replay;
 pub(crate) mod seam;
 pub(crate) mod sqlite;
 pub(crate) mod view;
@@ -248,6 +249,8 @@ pub(crate) trait Reader: Send + Sync {
     fn head(&self) -> Result<Head>;
     fn job(&self, id: JobId) -> Result<Option<Job>>;
     fn status(&self, id: JobId) -> Result<Option<JobStatus>>;
+    /// Where a job stands, and the number of its newest claim.
+    fn claim(&self, id: JobId) -> Result<Option<(JobStatus, i64)>>;
     /// A page of jobs, newest first: by the time they ended for a terminal status, else by id. Each call looks at a bounded
     /// number of rows, so that a piece can be short, or empty, and yet have a next one.
     fn list(&self, filter: &Filter, from: Option<Position>, limit: usize) -> Result<Slice>;

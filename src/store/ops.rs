@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::config::Retention;
-use crate::event::{Plan, Seq};
+use crate::event::Plan;
 use crate::job::{BulkAction, ErrorCause, InterruptionReason, JobId, JobStatus, RetryFrom};
 use crate::new_job::NewJob;
 use crate::phase::context::StopReason;
@@ -163,9 +163,6 @@ pub(crate) struct ClaimRequest {
     pub(crate) direct: bool,
     /// Look at what is due.
     pub(crate) from_backlog: bool,
-    /// The newest event that the caller knows of. When the file has another one, another process has written to it, and
-    /// nothing is claimed: it may have cancelled and retried a job whose handler is still inside.
-    pub(crate) seen_seq: Option<Seq>,
     /// Give jobs back at the edge after a phase.
     pub(crate) release: Release,
 }

@@ -1,149 +1,213 @@
-//! One handler of a job at a time, and what a handler says after its claim was over counts no more: also when another process
-//! ends the claim and this one hears of it late.
+//! What a handler says after its claim is over counts no more, and no job has two handlers at a time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
-use stepwell::testing::FakeClock;
+use crossbeam_channel::unbounded;
+use serde_json::{Value, json};
 use stepwell::{
-    CancelOutcome, Client, JobQueue, JobStatus, JobType, NewJob, Phase, RetryFrom, Timestamp,
+    CancelOutcome, ErrorCause, EventKind, Hindrance, JobHandle, JobQueue, JobStatus, JobType,
+    Phase, RetryFrom, RetryPolicy,
 };
 
-const ONLY: Phase<u32> = Phase::new("only");
-const LONG: Duration = Duration::from_secs(30);
+use crate::support::{Gate, Harness, ONE, TWO, assert_sound, at_once, count};
 
-/// How many handlers are inside, and how many were at most.
-#[derive(Default)]
-struct Inside {
-    now: AtomicUsize,
-    most: AtomicUsize,
+struct Held {
+    queue: JobQueue,
+    /// Their first phase waits at the gate.
+    jobs: JobHandle<Value, Value>,
+    /// One short phase.
+    quick: JobHandle<Value, Value>,
+    gate: Gate,
 }
 
-impl Inside {
-    fn with(&self, act: impl FnOnce()) {
-        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most.fetch_max(now, Ordering::SeqCst);
-        act();
-        self.now.fetch_sub(1, Ordering::SeqCst);
+fn held(harness: &Harness, workers: usize) -> Held {
+    let gate = Gate::new();
+    let inside = gate.clone();
+    let mut builder = harness.builder().workers(workers);
+    let jobs = builder.register(
+        JobType::<Value>::new("held")
+            .phase(ONE, move |cx| {
+                inside.pass(cx);
+                Ok(json!({"attempt": cx.attempt(), "told": cx.is_cancelled()}))
+            })
+            .phase(TWO, |cx| cx.get(ONE)),
+    );
+    let quick = builder.register(JobType::<Value>::new("quick").phase(ONE, |_| Ok(Value::Null)));
+    let queue = builder.open().unwrap();
+    Held {
+        queue,
+        jobs,
+        quick,
+        gate,
     }
 }
 
-/// A job type whose handlers tell that they were entered, and wait without looking at their flag until they are let go.
-fn gated(inside: &Arc<Inside>) -> (JobType<Value, u32>, Receiver<()>, Sender<()>) {
-    let (entered, is_entered) = channel();
-    let (go, may_go) = channel();
-    let (entered, may_go) = (Mutex::new(entered), Mutex::new(may_go));
-    let inside = inside.clone();
-    let job_type = JobType::<Value>::new("gated").phase(ONLY, move |cx| {
-        inside.with(|| {
-            let entered = entered
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
-            entered.send(()).ok();
-            let may_go = may_go.lock().unwrap_or_else(PoisonError::into_inner);
-            may_go.recv_timeout(LONG).ok();
-        });
-        Ok(cx.attempt())
-    });
-    (job_type, is_entered, go)
-}
-
-/// The other process cancels the job and tries it again before this one has heard of either: it is claimed anew while its old
-/// handler is inside. Each round is a race; 100 of them.
 #[test]
-fn a_job_that_another_process_cancels_and_retries_waits_for_its_old_handler() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("jobs.db");
-    let inside = Arc::new(Inside::default());
-    let (job_type, is_entered, go) = gated(&inside);
-    let mut builder = JobQueue::builder(&path).workers(3);
-    builder.register(job_type);
-    let other = builder.register(JobType::<Value>::new("other").phase(ONLY, |_| Ok(1)));
-    let queue = builder.open().unwrap();
-    let client = Client::open(&path).unwrap();
-    for _ in 0..100 {
-        let id = queue.enqueue("gated", &Value::Null).unwrap();
-        is_entered.recv_timeout(LONG).unwrap();
-        assert_eq!(client.cancel(id).unwrap(), CancelOutcome::Cancelled);
-        client.retry(id, RetryFrom::Failed).unwrap();
-        // The queue has heard of it by the time these are done.
-        for _ in 0..2 {
-            let id = other.enqueue(&Value::Null).unwrap();
-            other.wait(id, LONG).unwrap();
-        }
-        go.send(()).unwrap();
-        is_entered.recv_timeout(LONG).unwrap();
-        go.send(()).unwrap();
-        let job = queue.wait(id, LONG).unwrap();
-        assert_eq!(job.status, JobStatus::Completed);
-    }
-    assert_eq!(inside.most.load(Ordering::SeqCst), 1);
-    let report = queue.shutdown(LONG).unwrap();
-    assert_eq!(report.interrupted, []);
-}
-
-/// The handler returns while the cancel is on its way. Its claim stayed in the table for ever, as a handler that never returns:
-/// its job was never claimed again, and a shutdown waited for it until its deadline.
-#[test]
-fn a_handler_that_returns_while_another_process_cancels_its_job_leaves_nothing_behind() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("jobs.db");
-    let inside = Arc::new(Inside::default());
-    let (job_type, is_entered, go) = gated(&inside);
-    let mut builder = JobQueue::builder(&path).workers(1);
-    builder.register(job_type);
-    let queue = builder.open().unwrap();
-    let client = Client::open(&path).unwrap();
-    for _ in 0..100 {
-        let id = queue.enqueue("gated", &Value::Null).unwrap();
-        is_entered.recv_timeout(LONG).unwrap();
-        go.send(()).unwrap();
-        let is_cancelled = client.cancel(id).unwrap() == CancelOutcome::Cancelled;
-        let over = queue.wait(id, LONG).unwrap();
-        assert_eq!(over.status == JobStatus::Cancelled, is_cancelled);
-        if is_cancelled {
-            queue.retry(id, RetryFrom::Failed).unwrap();
-            is_entered.recv_timeout(LONG).unwrap();
-            go.send(()).unwrap();
-            assert_eq!(queue.wait(id, LONG).unwrap().status, JobStatus::Completed);
-        }
-    }
-    let report = queue.shutdown(LONG).unwrap();
-    assert_eq!(report.interrupted, []);
-}
-
-/// No worker may be replaced any more. The worker of the handler that overstayed ended nevertheless when the handler returned,
-/// and nobody was left to run anything.
-#[test]
-fn a_worker_that_was_not_replaced_goes_on_when_its_handler_returns() {
-    let clock = FakeClock::new(Timestamp::from_millis(1_700_000_000_000));
-    let inside = Arc::new(Inside::default());
-    let (job_type, is_entered, go) = gated(&inside);
-    let mut builder = JobQueue::in_memory()
-        .workers(1)
-        .max_abandoned(0)
-        .clock(&clock);
-    builder.register(job_type);
-    let other = builder.register(JobType::<Value>::new("other").phase(ONLY, |_| Ok(1)));
-    let queue = builder.open().unwrap();
-    let id = queue.enqueue("gated", &Value::Null).unwrap();
-    is_entered.recv_timeout(LONG).unwrap();
+fn the_late_result_of_a_cancelled_handler_is_dropped() {
+    let harness = Harness::new();
+    let Held {
+        queue,
+        jobs,
+        quick,
+        gate,
+    } = held(&harness, 1);
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    gate.wait(&harness);
     assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
-    // Fails by its deadline, in the same look at the clock that finds the handler overstaying.
-    let second = Duration::from_secs(1);
-    let late = NewJob::new("other", &Value::Null)
-        .unwrap()
-        .delay(second)
-        .deadline(second);
-    let late = queue.enqueue_job(late).unwrap().id;
-    clock.advance(3 * second);
-    assert_eq!(queue.wait(late, LONG).unwrap().status, JobStatus::Failed);
-    go.send(()).unwrap();
-    let id = other.enqueue(&Value::Null).unwrap();
-    assert_eq!(other.wait(id, LONG).unwrap(), 1);
+    let before = queue.get(id).unwrap();
+    gate.open();
+    // By the one worker, after it has come back.
+    harness.run_one(&queue, &quick, &Value::Null);
+    assert_eq!(queue.get(id).unwrap(), before);
+    assert_eq!(count(&queue, id, EventKind::PhaseCompleted), 0);
+    assert_sound(&queue);
+}
+
+#[test]
+fn a_retried_job_waits_until_its_cancelled_handler_has_returned() {
+    let harness = Harness::new();
+    let Held {
+        queue,
+        jobs,
+        quick,
+        gate,
+    } = held(&harness, 2);
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    gate.wait(&harness);
+    assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    queue.retry(id, RetryFrom::Failed).unwrap();
+    // A later job passes it on the other worker.
+    harness.run_one(&queue, &quick, &Value::Null);
+    assert_eq!(queue.status(id).unwrap(), Some(JobStatus::Pending));
+    let explained = queue.explain(id).unwrap().hindrances;
+    assert_eq!(explained, [Hindrance::HandlerNotReturned]);
+    assert!(!gate.is_anybody_here());
+
+    gate.open();
+    gate.wait(&harness);
+    gate.open();
+    let job = harness.wait_for(&queue, id, JobStatus::Completed);
+    assert_eq!(
+        job.phases[0].result,
+        Some(json!({"attempt": 1, "told": false})),
+        "of the new series, with a flag of its own"
+    );
+    assert_eq!(count(&queue, id, EventKind::PhaseCompleted), 2);
+    assert_sound(&queue);
+}
+
+#[test]
+fn the_late_result_of_a_phase_that_timed_out_is_dropped() {
+    const TIMED: Phase<Value> = Phase::new("one").timeout(Duration::from_secs(5));
+    let harness = Harness::with_fake_clock();
+    let gate = Gate::new();
+    let inside = gate.clone();
+    let (queue, jobs) = harness.open(JobType::<Value>::new("timed").retry(at_once(2)).phase(
+        TIMED,
+        move |cx| {
+            inside.pass(cx);
+            Ok(json!(cx.attempt()))
+        },
+    ));
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    gate.wait(&harness);
+    harness.clock().advance(Duration::from_secs(5));
+    harness.wait_event(&queue, id, EventKind::PhaseFailed);
+    let job = queue.get(id).unwrap().unwrap();
+    assert_eq!(job.status, JobStatus::Pending, "recorded at once");
+    assert_eq!(job.errors[0].kind, ErrorCause::Timeout);
+
+    gate.open();
+    gate.wait(&harness);
+    gate.open();
+    let job = harness.wait_for(&queue, id, JobStatus::Completed);
+    assert_eq!(job.phases[0].result, Some(json!(2)), "of the second try");
+    assert_eq!(job.errors.len(), 1);
+    assert_sound(&queue);
+}
+
+#[test]
+fn a_late_failure_is_dropped_too() {
+    let harness = Harness::new();
+    let gate = Gate::new();
+    let inside = gate.clone();
+    let mut builder = harness.builder().workers(1);
+    let jobs = builder.register(
+        JobType::<Value>::new("late")
+            .retry(RetryPolicy::never())
+            .phase(ONE, move |cx| {
+                inside.pass(cx);
+                if cx.is_cancelled() {
+                    panic!("too late");
+                }
+                Ok(Value::Null)
+            }),
+    );
+    let queue = builder.open().unwrap();
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    gate.wait(&harness);
+    assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    gate.open();
+    gate.open();
+    harness.run_one(&queue, &jobs, &Value::Null);
+    let job = queue.get(id).unwrap().unwrap();
+    assert_eq!((job.status, job.errors.len()), (JobStatus::Cancelled, 0));
+}
+
+#[test]
+fn a_cancelled_handler_can_save_nothing_any_more() {
+    let harness = Harness::new();
+    let gate = Gate::new();
+    let (inside, (tx, saved)) = (gate.clone(), unbounded());
+    let (queue, jobs) = harness.open(JobType::<Value>::new("save").phase(ONE, move |cx| {
+        cx.save(&json!("before"))?;
+        inside.pass(cx);
+        tx.send(cx.save(&json!("after")).map_err(|error| error.to_string()))
+            .unwrap();
+        Ok(Value::Null)
+    }));
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    gate.wait(&harness);
+    assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    gate.open();
+    let refused = harness.recv(&saved).expect_err("the job is cancelled");
+    assert_eq!(refused, "stopped: the job was told to");
+    let values = harness.sql::<String>("SELECT value FROM checkpoint");
+    assert_eq!(values, ["\"before\""], "a retry may go on from there");
+}
+
+/// 100 rounds, 2 workers: cancels and retries hit a job whose handlers take their time to stop.
+#[test]
+fn a_job_never_has_two_handlers_at_a_time() {
+    let harness = Harness::new();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (inside, most) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let (over, now, max) = (is_over.clone(), inside.clone(), most.clone());
+    let (queue, jobs) = harness.open(JobType::<Value>::new("alone").phase(ONE, move |cx| {
+        max.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let slept = if over.load(Ordering::SeqCst) {
+            Ok(())
+        } else {
+            cx.sleep(Duration::from_secs(60))
+        };
+        std::thread::park_timeout(Duration::from_millis(1));
+        now.fetch_sub(1, Ordering::SeqCst);
+        slept.map(|()| Value::Null)
+    }));
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    let mut seq = 0;
+    for round in 1..=100 {
+        seq = harness
+            .wait_event_after(&queue, id, EventKind::PhaseStarted, seq)
+            .seq;
+        is_over.store(round == 100, Ordering::SeqCst);
+        assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+        queue.retry(id, RetryFrom::Start).unwrap();
+    }
+    harness.wait_for(&queue, id, JobStatus::Completed);
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    assert_eq!(count(&queue, id, EventKind::Started), 101);
+    assert_sound(&queue);
 }

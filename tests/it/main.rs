@@ -1,4 +1,25 @@
 //! The integration tests: one binary, a file per behaviour.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests start threads, look at the clock, talk to their parent process, and end by a panic"
+)]
 
+mod cancel;
+mod client;
+mod concurrency;
+mod crash;
+mod damage;
+mod enqueue;
 mod fencing;
+mod outside;
+mod pause;
+mod phases;
+mod retry;
+mod schedule;
+mod seed;
+mod support;
 mod tidy;
+mod typed;
+mod unique;

@@ -8,58 +8,8 @@ use std::path::Path;
 
 use stepwell::{Client, ErrorCause, Event, EventKind, Job, JobId, JobStatus};
 
+use crate::counters::Counters;
 use crate::journal;
-
-/// Paths that are seldom taken. A long run must have taken each of them.
-const RARE: [&str; 20] = [
-    "acknowledged",
-    "asked, never answered, and stored",
-    "asked, never answered, and not stored",
-    "killed inside a handler",
-    "killed between a handler's return and its commit",
-    "killed before the queue was open",
-    "killed while jobs had to be recovered",
-    "killed in a shutdown",
-    "interruption told to a job",
-    "crash limit reached",
-    "cancelled at a phase boundary",
-    "cancelled while pending",
-    "cancel lost to completion",
-    "late result fenced",
-    "retry lost to another",
-    "retried by hand, resuming",
-    "retried by hand, from the start",
-    "unique key kept a job out",
-    "checkpoint resumed",
-    "deleted",
-];
-
-/// How often what was seen.
-#[derive(Debug, Default)]
-pub(crate) struct Counters(BTreeMap<&'static str, u64>);
-
-impl Counters {
-    pub(crate) fn add(&mut self, name: &'static str) {
-        *self.0.entry(name).or_default() += 1;
-    }
-
-    pub(crate) fn never(&self) -> Vec<&'static str> {
-        RARE.into_iter()
-            .filter(|name| !self.0.contains_key(name))
-            .collect()
-    }
-}
-
-impl fmt::Display for Counters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, count) in &self.0 {
-            write!(f, "\n  {count:>8} {name}")?;
-        }
-        self.never()
-            .iter()
-            .try_for_each(|name| write!(f, "\n         0 {name}"))
-    }
-}
 
 /// What the journal says of one job.
 #[derive(Debug, Default)]
@@ -70,7 +20,7 @@ struct Traces {
     durable: u32,
     is_completed: bool,
     /// A retry from the start was asked for: once, phases may start again.
-    may_restart: bool,
+    may_restart: u32,
     /// The newest result that a handler returned, by phase.
     results: HashMap<u32, String>,
     /// The last thing that happened: the handler of this phase returned a result.
@@ -229,7 +179,7 @@ impl Traces {
                 if position > 0 {
                     counters.add("checkpoint resumed");
                 }
-                if (position < least && !self.may_restart) || position > most {
+                if (position < least && self.may_restart == 0) || position > most {
                     return Err(format!("the checkpoint was {least}, at most {most}"));
                 }
             }
@@ -250,7 +200,7 @@ impl Traces {
                 self.retries_asked += 1;
                 self.open_retries += 1;
                 self.is_mixed = true;
-                self.may_restart |= *from == "start";
+                self.may_restart += u32::from(*from == "start");
                 self.is_cancelled = false;
                 self.returned = None;
             }
@@ -282,7 +232,7 @@ impl Traces {
             });
         }
         if phase < self.durable {
-            if !std::mem::take(&mut self.may_restart) {
+            if !self.take_restart() {
                 return Err(format!(
                     "H3: {} phases were completed, durably",
                     self.durable
@@ -312,7 +262,7 @@ impl Traces {
     fn is_seen(&mut self, status: &str, done: u32) -> Result<(), String> {
         self.is_completed = status == "completed";
         if done < self.durable {
-            if !std::mem::take(&mut self.may_restart) {
+            if !self.take_restart() {
                 return Err(format!("{} phases were completed, durably", self.durable));
             }
             self.saved.clear();
@@ -324,9 +274,19 @@ impl Traces {
         Ok(())
     }
 
+    /// Uses up one of the retries from the start that were asked for; false when there is none.
+    fn take_restart(&mut self) -> bool {
+        let is_left = self.may_restart > 0;
+        self.may_restart = self.may_restart.saturating_sub(1);
+        is_left
+    }
+
     fn retried(&mut self, from: &str, answer: &str, counters: &mut Counters) {
         self.open_retries = self.open_retries.saturating_sub(1);
         if answer != "ok" {
+            if from == "start" {
+                self.take_restart();
+            }
             return counters.add("retry lost to another");
         }
         self.retries_done += 1;
@@ -588,10 +548,10 @@ fn compare_one(job: Option<&Job>, traces: &Traces, logged: &Logged, found: &mut 
             continue;
         };
         let returned = traces.results.get(&index).map_or("none", String::as_str);
-        if job.status == JobStatus::Completed && result["nonce"].to_string() != returned {
+        let stored = result["nonce"].to_string();
+        if job.status == JobStatus::Completed && stored != returned {
             found.push(format!(
-                "H5: phase {index} has {}, its handler returned {returned}",
-                result["nonce"]
+                "H5: phase {index} has {stored}, its handler returned {returned}"
             ));
         }
     }

@@ -13,11 +13,17 @@
 //! `STEPWELL_KILL_ROUNDS` sets the rounds (default 300), `STEPWELL_KILL_SEED` the seed, which is printed. A seed gives the same
 //! load and the same moments, but threads are not deterministic: a failure does not always come again.
 #![allow(
+    clippy::wildcard_enum_match_arm,
+    clippy::too_many_lines,
+    reason = "the load and the checker are long lists of cases"
+)]
+#![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
     reason = "a test that kills by the clock and reports its figures"
 )]
 
+mod counters;
 mod history;
 mod journal;
 mod load;
@@ -33,7 +39,8 @@ use std::time::{Duration, Instant};
 
 use stepwell::{Client, Durability, JobId, JobStatus, ListFilter};
 
-use history::{Counters, History};
+use counters::Counters;
+use history::History;
 use journal::{Journal, Random};
 use load::Caller;
 
@@ -175,7 +182,7 @@ fn one_file(
 }
 
 fn durability(round: u64) -> Durability {
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         Durability::Full
     } else {
         Durability::Normal
@@ -346,7 +353,7 @@ fn the_process_that_is_killed() {
             scope.spawn(move || {
                 let (name, random) = (
                     format!("r{round}t{caller}"),
-                    Random::new(seed, round << 8 | 10 + caller),
+                    Random::new(seed, (round << 8) | (10 + caller)),
                 );
                 Caller {
                     name,

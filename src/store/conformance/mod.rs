@@ -78,6 +78,7 @@ cases! {
     settle::tries_of_a_phase_are_counted_apart,
     settle::fail_leaves_no_try,
     settle::a_retry_that_would_miss_the_deadline_fails,
+    settle::a_reason_behind_a_long_message_keeps_it_within_its_limit,
     settle::snooze_is_not_charged,
     settle::a_handler_can_cancel_its_job,
     settle::an_interrupted_try_is_not_charged_and_the_next_one_hears_of_it,
@@ -105,6 +106,7 @@ cases! {
     replan::an_inserted_phase_runs_and_all_after_it_again,
     replan::a_phase_that_was_dropped_takes_no_result_with_it,
     replan::a_shrunk_plan_runs_its_last_phase_again,
+    replan::a_plan_made_ahead_of_the_claim_leaves_a_phase_to_run,
     replan::an_appended_phase_leaves_results_and_checkpoint_alone,
     replan::a_checkpoint_is_never_seen_by_another_phase,
     recover::a_job_inside_a_handler_is_charged_and_hears_of_it,
@@ -217,7 +219,6 @@ impl Bench {
             types: self.types.clone().into(),
             exclude: HashSet::new(),
             direct: false,
-            seen_seq: None,
             from_backlog: true,
             release: Release::Nobody,
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::job::{JobId, JobStatus};
-use crate::store::conformance::{Bench, again, new_job};
+use crate::store::conformance::{Bench, again, new_job, plan};
 use crate::store::ops::Op;
 use crate::transition::JobRow;
 
@@ -87,6 +87,16 @@ pub(super) fn a_shrunk_plan_runs_its_last_phase_again(bench: &mut Bench) {
     assert_eq!(kept(bench, id), (r#""A" - - -"#.to_owned(), vec![]));
     let row = bench.row(id);
     assert_eq!(bench.complete(&row, "2").status, JobStatus::Completed);
+}
+
+/// A plan that was made for a job that waits could leave it without a phase to run until its claim: all phases done, and pending.
+pub(super) fn a_plan_made_ahead_of_the_claim_leaves_a_phase_to_run(bench: &mut Bench) {
+    let id = waiting(bench, 2).id;
+    let plan = Ok(plan("a b"));
+    bench.one(Op::SetPlan { id, plan }).expect("planned");
+    let row = bench.row(id);
+    assert_eq!((row.phase_index, row.phase_count), (1, 2));
+    assert_eq!(kept(bench, id), (r#""A" - - -"#.to_owned(), vec![]));
 }
 
 pub(super) fn an_appended_phase_leaves_results_and_checkpoint_alone(bench: &mut Bench) {

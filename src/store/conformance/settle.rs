@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::config::ERRORS_KEPT;
+use crate::config::{ERRORS_KEPT, MESSAGE_BYTES_MAX};
 use crate::error::ErrorKind;
 use crate::event::EventKind;
 use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, PhaseStatus, RetryFrom};
@@ -13,7 +13,7 @@ use crate::store::conformance::{Bench, MS, SECOND, START, again, fault, ids, new
 use crate::store::conformance::{plan, settle};
 use crate::store::ops::{ClaimRequest, Op, Release};
 use crate::store::{Done, Filter};
-use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
+use crate::transition::{Edge, Flags, Input, JobRow, Tries, Verdict};
 
 pub(super) fn phases_follow_one_another_within_a_claim(bench: &mut Bench) {
     bench.register("import", "fetch load:2");
@@ -138,6 +138,21 @@ pub(super) fn a_retry_that_would_miss_the_deadline_fails(bench: &mut Bench) {
     assert_eq!(bench.fail(&row, again(9, SECOND)).status, JobStatus::Failed);
     let error = &bench.job(row.id).errors[0];
     assert_eq!(error.message, "boom (no time for another try: deadline)");
+}
+
+/// The reason was put behind a message that was as long as one may be: the history had longer ones than it promises.
+pub(super) fn a_reason_behind_a_long_message_keeps_it_within_its_limit(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    let row = bench.start(new_job("import").deadline(SECOND));
+    let input = Input::PhaseFailed {
+        epoch: row.epoch,
+        verdict: again(9, SECOND),
+    };
+    let long = fault(&"x".repeat(MESSAGE_BYTES_MAX));
+    bench.settle(&row, input, None, Some(long)).expect("failed");
+    let message = &bench.job(row.id).errors[0].message;
+    assert_eq!(message.len(), MESSAGE_BYTES_MAX);
+    assert!(message.ends_with("xx (no time for another try: deadline)"));
 }
 
 pub(super) fn snooze_is_not_charged(bench: &mut Bench) {
@@ -356,12 +371,15 @@ pub(super) fn a_rewind_forgets_results_from_there_on(bench: &mut Bench) {
     for result in ["0", "1", "2"] {
         row = bench.complete(&row, result);
     }
+    bench.one(save(&row, "7")).expect("saved");
     let verdict = Verdict::Rewind {
         tries: Tries::OfJob { max: 9 },
         delay: MS,
         phase_index: 1,
     };
     let after = bench.fail(&row, verdict);
+    // The flag outlived the checkpoint: the job said that it had saved something, and there was nothing.
+    assert!(!after.flags.has(Flags::SAVED));
     assert_eq!((after.phase_index, after.phase_attempt), (1, 0));
     let results = |bench: &Bench| -> Vec<Option<String>> {
         (0..4)

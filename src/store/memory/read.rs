@@ -26,6 +26,11 @@ impl Reader for Shared {
         Ok(self.data.lock().jobs.get(&id).map(|row| row.status))
     }
 
+    fn claim(&self, id: JobId) -> Result<Option<(JobStatus, i64)>> {
+        let data = self.data.lock();
+        Ok(data.jobs.get(&id).map(|row| (row.status, row.epoch)))
+    }
+
     fn list(&self, filter: &Filter, from: Option<Position>, limit: usize) -> Result<Slice> {
         list(&self.data.lock(), filter, from, limit)
     }

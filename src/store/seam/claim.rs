@@ -77,10 +77,6 @@ impl Commit<'_> {
             }
             None => self.rows.plan(before.plan_id)?,
         };
-        if before.phase_index >= before.phase_count {
-            // Only a new plan can leave a job without a phase to run. Its last phase runs again.
-            before = self.forget_results(&before, before.phase_count.saturating_sub(1))?;
-        }
         let Ok(transition) = transition::decide(&before, &Input::Claim, self.now) else {
             return Ok(0);
         };
@@ -158,24 +154,14 @@ impl Commit<'_> {
                 |index: u32| index < before.phase_index && old.get(index as usize) == Some(phase);
             results.iter().find(|(index, _)| has(*index))
         };
-        let kept: Vec<_> = plan.iter().map_while(found).collect();
+        // A job that waits has a phase to run: when a plan was cut short behind its results, its last phase runs again.
+        let most = plan.len().saturating_sub(1);
+        let kept: Vec<_> = plan.iter().take(most).map_while(found).collect();
         self.writes += 1;
         self.rows.clear_results(before.id, 0)?;
         for (index, (_, done)) in (0..).zip(&kept) {
             self.rows.put_result(before.id, index, done)?;
         }
         Ok(kept.len())
-    }
-
-    fn forget_results(&mut self, before: &JobRow, from_index: u32) -> Result<JobRow> {
-        let after = JobRow {
-            phase_index: from_index,
-            phase_attempt: 0,
-            ..*before
-        };
-        self.writes += 1;
-        self.rows.clear_results(before.id, from_index)?;
-        self.rows.update_job(before, &after)?;
-        Ok(after)
     }
 }

@@ -43,8 +43,6 @@ pub(crate) struct Committed {
     pub(crate) last_row_seq: i64,
     /// It changed something, and so has proved that the store can be written.
     pub(crate) has_written: bool,
-    /// Another process has written since the caller last looked.
-    pub(crate) is_foreign: bool,
 }
 
 /// Does `ops`, then claims, all in the open transaction of `rows`.
@@ -56,8 +54,7 @@ pub(crate) fn run(
     tag: i64,
 ) -> Result<Committed> {
     let head = rows.head()?;
-    let is_foreign = request.seen_seq.is_some_and(|seen| seen != head.seq);
-    let room = if is_foreign { 0 } else { request.room };
+    let room = request.room;
     let mut commit = Commit {
         rows,
         now,
@@ -91,7 +88,6 @@ pub(crate) fn run(
         head,
         last_row_seq,
         has_written,
-        is_foreign,
     })
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use crate::config::{MESSAGE_BYTES_MAX, truncate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{InterruptionReason, JobId, JobStatus};
 use crate::store::Done;
@@ -34,7 +35,9 @@ impl Commit<'_> {
         let data = match input {
             Input::PhaseFailed { .. } => {
                 if let (Some(error), Some(cause)) = (&mut error, transition.cause) {
-                    error.message = format!("{} (no time for another try: {cause})", error.message);
+                    let why = format!(" (no time for another try: {cause})");
+                    truncate(&mut error.message, MESSAGE_BYTES_MAX - why.len());
+                    error.message.push_str(&why);
                 }
                 failed_data(&transition, error.as_ref())
             }

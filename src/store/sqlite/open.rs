@@ -22,7 +22,7 @@ use crate::sync;
 /// "step" in ASCII; marks a file as ours. Source: <https://www.sqlite.org/pragma.html#pragma_application_id>.
 const APPLICATION_ID: i32 = 0x7374_6570;
 /// The scripts that lead from an empty file to the present schema; `user_version` says how many have been run.
-const MIGRATIONS: &[&str] = &[include_str!("0001.sql")];
+pub(super) const MIGRATIONS: &[&str] = &[include_str!("0001.sql")];
 /// Older versions can corrupt a WAL with several connections. Source: <https://www.sqlite.org/wal.html>, "The WAL-reset bug".
 const SQLITE_MIN: i32 = 3_051_003;
 /// Every statement of ours fits, so that none is ever prepared twice.

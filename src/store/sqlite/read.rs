@@ -199,6 +199,11 @@ impl Reader for Readers {
         })
     }
 
+    fn claim(&self, id: JobId) -> Result<Option<(JobStatus, i64)>> {
+        let row = self.with(|conn, _| rows::find_job(conn, id))?;
+        Ok(row.map(|row| (row.status, row.epoch)))
+    }
+
     fn list(&self, filter: &Filter, from: Option<Position>, limit: usize) -> Result<Slice> {
         self.with(|conn, names| list(conn, names, filter, from, limit))
     }

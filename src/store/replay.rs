@@ -1,0 +1,378 @@
+//! What the log says of a job: its changes, followed one after another, lead to what its row must be. L2, pure.
+//!
+//! The way back of [`transition::decide`](crate::transition::decide), made from the log alone and sharing no code with it: a mistake
+//! in one of them shows as a difference between log and row. The log does not tell everything. A rewind, and a new plan
+//! for a job that waits, move a pending job to an earlier phase without saying to which; the next claim says it. So the phase of a
+//! pending job is known exactly only while tries are charged to it (`phase_attempt`), and else is an upper limit.
+//!
+//! A job whose oldest changes were deleted by retention is followed from the first change that is left; what only the older ones
+//! knew is `None`.
+
+use serde_json::Value;
+
+use crate::config::MESSAGE_BYTES_MAX;
+use crate::event::{Change, EventKind, LoggedChange, Seq};
+use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus};
+use crate::transition::JobRow;
+
+/// What the log says of a job so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The first event of its newest change.
+    pub(crate) last_seq: Seq,
+    pub(crate) status: JobStatus,
+    pub(crate) attempt: u32,
+    /// Completed phases; of a pending job at most as many.
+    pub(crate) phase_index: u32,
+    pub(crate) epoch: Option<i64>,
+    pub(crate) crash_count: Option<u32>,
+    pub(crate) type_id: i64,
+    pub(crate) plan_id: i64,
+}
+
+/// A whole log is followed at once.
+const _: () = assert!(size_of::<Told>() <= 64);
+
+/// One change of one job, with what a [`LoggedChange`] leaves out.
+pub(crate) struct Logged<'a> {
+    pub(crate) change: &'a LoggedChange,
+    /// The job: in a run of created jobs one of them.
+    pub(crate) job_id: JobId,
+    /// The first of its events.
+    pub(crate) seq: Seq,
+    /// The change of the job before this one; 0 for none.
+    pub(crate) prev_seq: Seq,
+    pub(crate) type_id: i64,
+    pub(crate) plan_id: i64,
+}
+
+/// A broken invariant: its name, and what is wrong.
+pub(crate) type Broken = (&'static str, String);
+
+/// What the job was before `logged`, and what it is after it; nothing when it is gone. `before` is what is known of it, and
+/// `oldest` the number of the oldest event of the log.
+pub(crate) fn follow(
+    before: Option<Told>,
+    logged: &Logged<'_>,
+    oldest: Seq,
+    broken: &mut Vec<Broken>,
+) -> Option<Told> {
+    let found = broken.len();
+    check_link(before.as_ref(), logged, oldest, broken);
+    let before = before.unwrap_or_else(|| guess(logged));
+    check_edge(&before, logged, broken);
+    // What follows from a change that must not be here is no news.
+    if broken.len() == found {
+        check_numbers(&before, logged, broken);
+    }
+    check_data(logged, broken);
+    after(&before, logged)
+}
+
+/// What a row has otherwise than the log says.
+pub(crate) fn compare(told: &Told, row: &JobRow, broken: &mut Vec<Broken>) {
+    if told.status != row.status {
+        let text = format!("the log says {}, the row says {}", told.status, row.status);
+        broken.push(("S9", text));
+    }
+    let mut differ = |name, what: &str, log: i64, row: i64| {
+        if log != row {
+            let text = format!("the log says {what} {log}, the row says {row}");
+            broken.push((name, text));
+        }
+    };
+    differ("S9", "last_seq", told.last_seq, row.last_seq);
+    differ("S9", "attempt", told.attempt.into(), row.attempt.into());
+    differ("S9", "type_id", told.type_id, row.type_id);
+    differ("S9", "epoch", told.epoch.unwrap_or(row.epoch), row.epoch);
+    let crash_count = told.crash_count.unwrap_or(row.crash_count);
+    differ(
+        "S7",
+        "crash_count",
+        crash_count.into(),
+        row.crash_count.into(),
+    );
+    let waits = row.status == JobStatus::Pending;
+    if !waits {
+        differ("S9", "plan_id", told.plan_id, row.plan_id);
+    }
+    let may_be_less = waits && row.phase_attempt == 0 && row.phase_index < told.phase_index;
+    if !may_be_less {
+        let (log, row) = (told.phase_index.into(), row.phase_index.into());
+        differ("S9", "phase_index", log, row);
+    }
+}
+
+const fn is_creation(change: Change) -> bool {
+    matches!(change, Change::Created | Change::CreatedAndClaimed)
+}
+
+/// From which statuses a change leads away. A job that is being created counts as pending.
+const fn sources(change: Change) -> &'static [JobStatus] {
+    match change {
+        Change::Created | Change::CreatedAndClaimed | Change::Claimed | Change::Expired => {
+            &[JobStatus::Pending]
+        }
+        Change::Advanced
+        | Change::Completed
+        | Change::AdvancedAndReleased
+        | Change::FailedAndRetrying
+        | Change::Failed
+        | Change::Snoozed
+        | Change::Interrupted
+        | Change::InterruptedAndFailed => &[JobStatus::Running],
+        Change::Cancelled => &[JobStatus::Pending, JobStatus::Running],
+        Change::Retried => &[JobStatus::Failed, JobStatus::Cancelled],
+        Change::Deleted => &[
+            JobStatus::Completed,
+            JobStatus::Failed,
+            JobStatus::Cancelled,
+        ],
+    }
+}
+
+/// What the job must have been before the change, where the log does not say it.
+fn guess(logged: &Logged<'_>) -> Told {
+    let change = logged.change;
+    let is_new = is_creation(change.change);
+    let is_claim = matches!(change.change, Change::Claimed | Change::CreatedAndClaimed);
+    Told {
+        last_seq: logged.prev_seq,
+        status: sources(change.change)[0],
+        attempt: change.attempt.saturating_sub(u32::from(is_claim)),
+        phase_index: change.phase_index,
+        epoch: is_new.then_some(0),
+        crash_count: is_new.then_some(0),
+        type_id: logged.type_id,
+        plan_id: logged.plan_id,
+    }
+}
+
+/// The changes of a job are linked, from its creation on, and without one between.
+fn check_link(before: Option<&Told>, logged: &Logged<'_>, oldest: Seq, broken: &mut Vec<Broken>) {
+    let (seq, prev_seq) = (logged.seq, logged.prev_seq);
+    let is_new = is_creation(logged.change.change);
+    let text = match before {
+        Some(_) if is_new => format!("is created once more by event {seq}"),
+        Some(told) if told.last_seq != prev_seq => format!(
+            "event {seq} is linked to event {prev_seq}, the one before it is {}",
+            told.last_seq
+        ),
+        None if is_new && prev_seq != 0 => {
+            format!("is created by event {seq}, which is linked to event {prev_seq}")
+        }
+        None if !is_new && !(1..oldest).contains(&prev_seq) => {
+            format!("event {seq} is linked to event {prev_seq}, which is not one of this job")
+        }
+        Some(_) | None => return,
+    };
+    broken.push(("S9", text));
+}
+
+/// Only certain changes are possible, by the status; and one series of attempts ends once.
+fn check_edge(before: &Told, logged: &Logged<'_>, broken: &mut Vec<Broken>) {
+    let change = logged.change.change;
+    if sources(change).contains(&before.status) {
+        return;
+    }
+    let (seq, name) = (logged.seq, last_event(change));
+    broken.push(if before.status.is_terminal() {
+        let text = format!(
+            "event {seq} ({name}) comes after event {}, which ended the job as {}",
+            before.last_seq, before.status
+        );
+        ("S10", text)
+    } else {
+        let text = format!(
+            "event {seq} ({name}) happens to a job that is {}",
+            before.status
+        );
+        ("S9", text)
+    });
+}
+
+fn last_event(change: Change) -> EventKind {
+    change.events()[change.events().len() - 1]
+}
+
+/// The attempt and the phase that a change tells of are those that the job was in.
+fn check_numbers(before: &Told, logged: &Logged<'_>, broken: &mut Vec<Broken>) {
+    let change = logged.change;
+    let attempt = match change.change {
+        Change::CreatedAndClaimed | Change::Claimed => before.attempt.saturating_add(1),
+        Change::Retried => 0,
+        Change::Created
+        | Change::Advanced
+        | Change::Completed
+        | Change::AdvancedAndReleased
+        | Change::FailedAndRetrying
+        | Change::Failed
+        | Change::Snoozed
+        | Change::Cancelled
+        | Change::Interrupted
+        | Change::InterruptedAndFailed
+        | Change::Expired
+        | Change::Deleted => before.attempt,
+    };
+    let mut differ = |what: &str, found: u32, expected: u32| {
+        let seq = logged.seq;
+        let text = format!("event {seq} tells of {what} {found}, the log before it of {expected}");
+        broken.push(("S9", text));
+    };
+    if change.attempt != attempt {
+        differ("attempt", change.attempt, attempt);
+    }
+    let waited = before.status == JobStatus::Pending;
+    let is_moved = waited && change.phase_index < before.phase_index;
+    if change.phase_index != before.phase_index && !is_moved {
+        differ("phase", change.phase_index, before.phase_index);
+    }
+    let is_replanned = !waited && logged.plan_id != before.plan_id;
+    if is_replanned || logged.type_id != before.type_id {
+        let text = format!("event {} tells of another type or plan", logged.seq);
+        broken.push(("S9", text));
+    }
+}
+
+/// What a change tells beside its numbers is there, and one of the words that stepwell writes.
+fn check_data(logged: &Logged<'_>, broken: &mut Vec<Broken>) {
+    let (change, seq) = (logged.change, logged.seq);
+    let text = |key| change.data.get(key).and_then(Value::as_str);
+    let is_true = |key| change.data.get(key) == Some(&Value::Bool(true));
+    let mut report = |name, what: &str| broken.push((name, format!("event {seq} {what}")));
+    let mut fails = false;
+    for kind in change.change.events() {
+        let (reason, allowed): (_, &[&str]) = match kind {
+            EventKind::PhaseFailed | EventKind::Failed => {
+                fails = true;
+                continue;
+            }
+            EventKind::Retrying => (text("reason"), retrying(change.change)),
+            EventKind::Deleted => (text("reason"), &["retention", "requested"]),
+            EventKind::Interrupted => (
+                text("reason"),
+                &InterruptionReason::ALL.map(InterruptionReason::as_str),
+            ),
+            EventKind::Created
+            | EventKind::Started
+            | EventKind::PhaseStarted
+            | EventKind::PhaseCompleted
+            | EventKind::Progress
+            | EventKind::Completed
+            | EventKind::Cancelled
+            | EventKind::WebhookDelivered
+            | EventKind::WebhookFailed => continue,
+        };
+        if !reason.is_some_and(|reason| allowed.contains(&reason)) {
+            let name = if change.change == Change::Retried {
+                "S10"
+            } else {
+                "S1"
+            };
+            let reason = reason.map_or("no reason".to_owned(), |it| format!("the reason {it:?}"));
+            report(name, &format!("({kind}) has {reason}"));
+        }
+    }
+    if fails && text("kind").and_then(ErrorCause::from_name).is_none() {
+        report("S5", "is a failure that names no kind of error");
+    }
+    if text("message").is_some_and(|message| message.len() > MESSAGE_BYTES_MAX) {
+        report("S12", "has a message that is too long");
+    }
+    let crashed = is_true("entered") && text("reason") == Some("process_died");
+    if is_true("charged") && !crashed {
+        report(
+            "S7",
+            "charges a job that was in no handler when its process died",
+        );
+    }
+    if change.change == Change::InterruptedAndFailed && !is_true("charged") {
+        report("S7", "ends a job at its crash limit without a crash");
+    }
+    let is_deleted = change.change == Change::Deleted;
+    if is_deleted && change.data.get("deletedJobId") != Some(&logged.job_id.as_i64().into()) {
+        report("S9", "tells of another job that was deleted");
+    }
+}
+
+/// Why a job is to be tried again.
+const fn retrying(change: Change) -> &'static [&'static str] {
+    match change {
+        Change::FailedAndRetrying => &["failed"],
+        Change::Snoozed => &["snoozed"],
+        Change::Retried => &["requested"],
+        Change::Created
+        | Change::CreatedAndClaimed
+        | Change::Claimed
+        | Change::Advanced
+        | Change::Completed
+        | Change::AdvancedAndReleased
+        | Change::Failed
+        | Change::Cancelled
+        | Change::Interrupted
+        | Change::InterruptedAndFailed
+        | Change::Expired
+        | Change::Deleted => &[],
+    }
+}
+
+/// What becomes of the job.
+fn after(before: &Told, logged: &Logged<'_>) -> Option<Told> {
+    let change = logged.change;
+    let same = Told {
+        last_seq: logged.seq,
+        attempt: change.attempt,
+        phase_index: change.phase_index,
+        type_id: logged.type_id,
+        plan_id: logged.plan_id,
+        ..*before
+    };
+    let to = |status| Told { status, ..same };
+    let uncharged = Told {
+        attempt: change.attempt.saturating_sub(1),
+        ..to(JobStatus::Pending)
+    };
+    let next = change.phase_index.saturating_add(1);
+    let crashed = |told: Told| Told {
+        attempt: change.attempt,
+        crash_count: before.crash_count.map(|count| count.saturating_add(1)),
+        ..told
+    };
+    Some(match change.change {
+        Change::Created | Change::FailedAndRetrying => to(JobStatus::Pending),
+        Change::CreatedAndClaimed | Change::Claimed => Told {
+            epoch: before.epoch.map(|epoch| epoch + 1),
+            ..to(JobStatus::Running)
+        },
+        Change::Advanced => Told {
+            phase_index: next,
+            ..to(JobStatus::Running)
+        },
+        Change::Completed => Told {
+            phase_index: next,
+            ..to(JobStatus::Completed)
+        },
+        Change::AdvancedAndReleased => Told {
+            phase_index: next,
+            ..uncharged
+        },
+        Change::Snoozed => uncharged,
+        Change::Interrupted if change.data.get("charged") == Some(&Value::Bool(true)) => {
+            crashed(uncharged)
+        }
+        Change::Interrupted => uncharged,
+        Change::InterruptedAndFailed => crashed(to(JobStatus::Failed)),
+        Change::Failed | Change::Expired => to(JobStatus::Failed),
+        Change::Cancelled => to(JobStatus::Cancelled),
+        Change::Retried => Told {
+            attempt: 0,
+            crash_count: Some(0),
+            phase_index: match change.data.get("from").and_then(Value::as_str) {
+                Some("start") => 0,
+                Some(_) | None => change.phase_index,
+            },
+            ..to(JobStatus::Pending)
+        },
+        Change::Deleted => return None,
+    })
+}
