@@ -16,6 +16,7 @@ mod fencing;
 mod outside;
 mod pause;
 mod phases;
+mod retention;
 mod retry;
 mod schedule;
 mod seed;
