@@ -57,9 +57,10 @@ impl Committer {
             Err(error) => {
                 self.state.lock().doubt = Some(doubt);
                 // Whatever is wrong, it is not the fault of the operations that wait.
-                let kind = match error.kind() {
-                    ErrorKind::StorageFull => ErrorKind::StorageFull,
-                    _ => ErrorKind::Storage,
+                let kind = if error.kind() == ErrorKind::StorageFull {
+                    ErrorKind::StorageFull
+                } else {
+                    ErrorKind::Storage
                 };
                 let problem = "a commit before this one is in doubt, and the file cannot be read";
                 Err(Error::new(kind, problem).with_source(error))

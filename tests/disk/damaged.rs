@@ -43,7 +43,7 @@ fn open(path: &Path) -> Result<JobQueue, Error> {
 fn job(n: u64) -> Result<NewJob, Error> {
     let job = NewJob::new("two", &json!({"n": n, "pad": "x".repeat(500)}))?;
     let job = job.unique_key(format!("key{n}"), While::Live);
-    Ok(if n % 3 == 0 {
+    Ok(if n.is_multiple_of(3) {
         job.delay(Duration::from_millis(n))
     } else {
         job
