@@ -26,28 +26,41 @@
 //! | rolled back | the error, nothing was changed | stay on the list, tried again with a growing pause | stop until a commit works |
 //! | the commit failed, reopened: it is there | their answers | done | go on |
 //! | the commit failed, reopened: it is not there | the error, nothing was changed | as above | as above |
-//! | the commit failed, cannot be reopened | `OutcomeUnknown` | kept, until the file can be read again | as above |
+//! | the commit failed, cannot be reopened | `OutcomeUnknown` | in doubt, see below | as above |
+//!
+//! Before anything else is committed, a commit in doubt is looked for: what was claimed in it would else be under way in
+//! the file and nowhere else, and outcomes in it would be taken for stale. If it is there, its results are acted on as if it
+//! had just been done; if not, what was posted in it goes back to the list.
+//!
+//! While the store does not work, the committer thread tries once after each pause: what is on the list or, when there is
+//! nothing, a small write. So the queue finds out by itself when there is space again. Callers try at once, each for himself.
 //!
 //! Source of the idea: flat combining (Hendler, Incze, Shavit, Tzafrir, SPAA 2010), with a thread for those who do not wait.
 //! Turned down: a committer thread alone. With one caller it costs two wake-ups for each commit, which at
 //! `Durability::Normal` is six times the commit itself.
 
+mod failure;
+mod ticket;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Seq;
 use crate::store::ops::{ClaimRequest, Op};
 use crate::store::seam::{self, Committed};
 use crate::store::{Done, Failure, Store};
-use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, is_panicking};
 use crate::time::{Clock, RECHECK, RECHECK_LAZY, Timestamp, monotonic};
+use failure::{Doubt, Outcome, Trial};
+use ticket::{Promise, Ticket};
 
 /// Operations in one transaction: enough to make its fixed costs small, few enough to keep it short.
 const BATCH_MAX: usize = 512;
 /// The first pause after a failed commit; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A store that has worked for this long starts with a short pause again.
+const PAUSE_KEPT: Duration = Duration::from_secs(60);
 
 /// What the committer asks its engine, and tells it. Called by whoever leads, one at a time.
 pub(crate) trait Host: Send + Sync {
@@ -63,6 +76,10 @@ pub(crate) trait Host: Send + Sync {
     fn deadline(&self) -> Deadline;
     /// Nothing can be claimed, because a due job cannot be read.
     fn claims_failed(&self, error: &Error);
+    /// An operation that nobody waits for cannot be done, ever.
+    fn refused(&self, op: &Op, error: &Error);
+    /// The lead has ended by a panic: a bug of ours.
+    fn died(&self);
     /// The store has failed (with the error), or works again.
     fn store_health(&self, failure: Option<&Error>);
 }
@@ -105,43 +122,15 @@ struct State {
     /// After a failure: when posted operations are tried again, and how long that pause is.
     retry_at: Option<Instant>,
     pause: Duration,
+    failed_at: Option<Instant>,
+    /// To be cleared up by the next lead.
+    doubt: Option<Box<Doubt>>,
 }
 
 struct Entry {
     op: Op,
-    ticket: Option<Arc<Ticket>>,
-}
-
-/// Where a caller waits for its answer.
-#[derive(Default)]
-struct Ticket {
-    answer: Mutex<Option<Result<Done>>>,
-    bell: Condvar,
-}
-
-impl Ticket {
-    fn answer(&self, answer: Result<Done>) {
-        *self.answer.lock() = Some(answer);
-        self.bell.notify_one();
-    }
-
-    fn wait(&self) -> Result<Done> {
-        let mut answer = self.answer.lock();
-        loop {
-            match answer.take() {
-                Some(answer) => return answer,
-                None => self.bell.wait(&mut answer),
-            }
-        }
-    }
-}
-
-/// Why a batch was not committed.
-enum Outcome {
-    /// Nothing was changed.
-    Failed(Error),
-    /// It may have been changed, and the file cannot be read.
-    Unknown(Error),
+    /// None for what was posted.
+    promise: Option<Promise>,
 }
 
 impl Committer {
@@ -167,7 +156,7 @@ impl Committer {
         }
         state.list.push(Entry {
             op,
-            ticket: Some(ticket.clone()),
+            promise: Some(Promise::new(&ticket)),
         });
         if state.is_led {
             drop(state);
@@ -176,15 +165,17 @@ impl Committer {
         state.is_led = true;
         let batch = take_batch(&mut state);
         drop(state);
+        let lead = Lead::new(self, host);
         self.lead(host, batch);
         self.give_up_lead(host);
+        drop(lead);
         ticket.wait()
     }
 
     /// Leaves `op` to be done; nobody waits for it.
     pub(crate) fn post(&self, op: Op) {
         let mut state = self.state.lock();
-        state.list.push(Entry { op, ticket: None });
+        state.list.push(Entry { op, promise: None });
         self.ring_if_asleep(&mut state);
     }
 
@@ -195,13 +186,12 @@ impl Committer {
         self.ring_if_asleep(&mut state);
     }
 
-    /// As [`Committer::ring`], when it sleeps for longer than until `at`.
+    /// As [`Committer::ring`], unless it sleeps and will be awake at `at`.
     pub(crate) fn ring_before(&self, at: Timestamp) {
         let mut state = self.state.lock();
-        if state
-            .asleep
-            .is_some_and(|until| until.is_none_or(|until| at < until))
-        {
+        // Awake: it may have asked for its deadline before there was this one.
+        let is_late = |until: Option<Timestamp>| until.is_none_or(|until| at < until);
+        if state.asleep.is_none_or(is_late) {
             state.is_rung = true;
             self.ring_if_asleep(&mut state);
         }
@@ -212,6 +202,8 @@ impl Committer {
         let mut state = self.state.lock();
         state.is_closed = true;
         state.is_stopping = true;
+        // One last try, whatever the pause.
+        state.retry_at = None;
         self.bell.notify_one();
     }
 
@@ -243,9 +235,10 @@ impl Committer {
                 continue;
             }
             let may_work = state.may_work();
-            if state.is_stopping && (state.list.is_empty() || !may_work) {
-                return;
+            if state.is_stopping && (state.is_done() || !may_work) {
+                break;
             }
+            let has_failed = state.retry_at.is_some() || state.doubt.is_some();
             state.is_led = true;
             state.is_rung = false;
             let batch = if may_work {
@@ -254,14 +247,24 @@ impl Committer {
                 Vec::new()
             };
             drop(state);
-            let did_something = may_work && self.lead_with_due(host, batch);
+            let lead = Lead::new(self, host);
+            let did_something = may_work && self.lead_with_due(host, batch, has_failed);
             let deadline = host.deadline();
+            drop(lead);
             state = self.state.lock();
             state.is_led = false;
             let is_quiet = state.list.is_empty() || !state.may_work();
             if !did_something && !state.is_rung && is_quiet && !state.is_stopping {
                 self.sleep(&mut state, deadline);
             }
+        }
+        let left = std::mem::take(&mut state.list);
+        drop(state);
+        let posted = left.iter().filter(|entry| entry.promise.is_none()).count();
+        if posted > 0 {
+            log::error!(
+                "the store does not work: {posted} outcomes are lost, their phases run again"
+            );
         }
     }
 
@@ -275,7 +278,9 @@ impl Committer {
             .retry_at
             .map(|at| at.saturating_duration_since(monotonic()));
         state.asleep = Some(deadline.earliest());
-        match [exact, lazy, pause].into_iter().flatten().min() {
+        // Until a pause is over nothing is done, whatever is due.
+        let wait = pause.or([exact, lazy].into_iter().flatten().min());
+        match wait {
             Some(wait) => drop(self.bell.wait_for(state, wait)),
             None => self.bell.wait(state),
         }
@@ -292,7 +297,11 @@ impl Committer {
         let is_earlier = |until: Option<Timestamp>| {
             deadline.is_some_and(|at| until.is_none_or(|until| at < until))
         };
-        let has_work = !state.list.is_empty() || state.is_rung || state.is_stopping || wants_claims;
+        let has_work = !state.list.is_empty()
+            || state.is_rung
+            || state.is_stopping
+            || state.retry_at.is_some()
+            || wants_claims;
         if state
             .asleep
             .is_some_and(|until| has_work || is_earlier(until))
@@ -303,11 +312,14 @@ impl Committer {
     }
 
     /// Leads with what is due added; false when there was nothing to do.
-    fn lead_with_due(&self, host: &dyn Host, mut batch: Vec<Entry>) -> bool {
+    fn lead_with_due(&self, host: &dyn Host, mut batch: Vec<Entry>, has_failed: bool) -> bool {
         let now = self.clock.now();
         let mut due = Vec::new();
         host.due(now, batch.is_empty(), &mut due);
-        batch.extend(due.into_iter().map(|op| Entry { op, ticket: None }));
+        if has_failed && batch.is_empty() && due.is_empty() {
+            due.push(Op::Probe);
+        }
+        batch.extend(due.into_iter().map(|op| Entry { op, promise: None }));
         if batch.is_empty() && !host.wants_claims(now) {
             return false;
         }
@@ -315,30 +327,36 @@ impl Committer {
         true
     }
 
-    /// Does a batch, in one transaction if it can be.
+    /// Clears up a doubt, then does a batch.
     fn lead(&self, host: &dyn Host, batch: Vec<Entry>) {
-        let (mut ops, mut tickets) = (
-            Vec::with_capacity(batch.len()),
-            Vec::with_capacity(batch.len()),
-        );
-        for Entry { op, ticket } in batch {
-            ops.push(op);
-            tickets.push(ticket);
-        }
-        match self.commit(host, &ops) {
-            Ok(timed) => self.publish(host, ops, tickets, timed),
-            Err(Outcome::Failed(error)) if is_of_one(&error) && ops.len() > 1 => {
-                // One of them cannot be done, and had written before it found out: it must not take the others with it.
-                for (op, ticket) in ops.into_iter().zip(tickets) {
-                    self.lead(host, vec![Entry { op, ticket }]);
-                }
-            }
-            Err(Outcome::Failed(error)) => self.failed(host, &error, ops, tickets),
-            Err(Outcome::Unknown(error)) => self.unknown(host, &error, ops, tickets),
+        let (ops, promises) = batch
+            .into_iter()
+            .map(|entry| (entry.op, entry.promise))
+            .unzip();
+        match self.clear_up(host) {
+            Ok(()) => self.lead_batch(host, ops, promises),
+            Err(error) => self.failed(host, &error, ops, promises),
         }
     }
 
-    fn commit(&self, host: &dyn Host, ops: &[Op]) -> std::result::Result<Timed, Outcome> {
+    /// Does a batch, in one transaction if it can be.
+    fn lead_batch(&self, host: &dyn Host, ops: Vec<Op>, promises: Vec<Option<Promise>>) {
+        match self.commit(host, &ops) {
+            Ok(trial) => self.publish(host, ops, promises, trial),
+            Err(Outcome::Failed(error)) if is_of_one(&error) && ops.len() > 1 => {
+                // One of them cannot be done, and had written before it found out: it must not take the others with it.
+                for (op, promise) in ops.into_iter().zip(promises) {
+                    self.lead(host, vec![Entry { op, promise }]);
+                }
+            }
+            Err(Outcome::Failed(error)) => self.failed(host, &error, ops, promises),
+            Err(Outcome::Unknown(error, trial)) => {
+                self.unknown(host, &error, *trial, ops, promises);
+            }
+        }
+    }
+
+    fn commit(&self, host: &dyn Host, ops: &[Op]) -> std::result::Result<Trial, Outcome> {
         let (now, started) = (self.clock.now(), monotonic());
         let mut request = host.request(now);
         let tag = i64::from_ne_bytes(self.tag.fetch_add(1, Ordering::Relaxed).to_ne_bytes());
@@ -362,161 +380,74 @@ impl Committer {
                 host.claims_failed(&problem);
             }
         }
-        match (done, committed) {
-            (Ok(()), Some(committed)) => Ok(Timed {
-                committed,
-                now,
-                took: started.elapsed(),
-            }),
+        let trial = committed.map(|committed| Trial {
+            committed,
+            tag,
+            now,
+            took: started.elapsed(),
+        });
+        match (done, trial) {
+            (Ok(()), Some(trial)) => Ok(trial),
             (Ok(()), None) => Err(Outcome::Failed(Error::new(
                 ErrorKind::Storage,
                 "the store did not run the transaction",
             ))),
-            (Err(Failure::NothingDone(error)), _) => Err(Outcome::Failed(error)),
-            (Err(Failure::Unknown(error)), committed) => {
-                self.look(error, committed, tag, now, started.elapsed())
+            (Err(Failure::NothingDone(error)), _) | (Err(Failure::Unknown(error)), None) => {
+                Err(Outcome::Failed(error))
             }
+            (Err(Failure::Unknown(error)), Some(trial)) => self.look(error, trial),
         }
     }
 
-    /// After a failed commit: forgets everything that is in memory, and looks whether the commit is in the file.
-    fn look(
-        &self,
-        error: Error,
-        committed: Option<Committed>,
-        tag: i64,
-        now: Timestamp,
-        took: Duration,
-    ) -> std::result::Result<Timed, Outcome> {
-        log::error!("a commit failed, the file is opened anew to see whether it happened: {error}");
-        let seq = committed
-            .as_ref()
-            .map_or(0, |committed| committed.last_row_seq);
-        match self.is_there(seq, tag) {
-            Ok(true) => match committed {
-                Some(committed) => Ok(Timed {
-                    committed,
-                    now,
-                    took,
-                }),
-                None => Err(Outcome::Failed(error)),
-            },
-            // A commit without a row in the log cannot be recognised. It changed nothing that cannot be done again.
-            Ok(false) => Err(Outcome::Failed(error)),
-            Err(reopen_error) => {
-                log::error!("the file cannot be opened anew: {reopen_error}");
-                Err(Outcome::Unknown(error))
-            }
-        }
-    }
-
-    /// Whether the commit that ended with row `seq` and carries `tag` is in the file. If it is, it is on the medium too when
-    /// this returns.
-    fn is_there(&self, seq: Seq, tag: i64) -> Result<bool> {
-        let mut store = self.store.lock();
-        store.reopen()?;
-        let mut found = None;
-        let looked = store.transact(&mut |rows| {
-            found = rows.tag_at(seq)?;
-            Ok(())
-        });
-        if let Err(Failure::NothingDone(error) | Failure::Unknown(error)) = looked {
-            return Err(error);
-        }
-        if found != Some(tag) {
-            return Ok(false);
-        }
-        store.checkpoint()?;
-        Ok(true)
-    }
-
-    fn publish(
-        &self,
-        host: &dyn Host,
-        ops: Vec<Op>,
-        tickets: Vec<Option<Arc<Ticket>>>,
-        timed: Timed,
-    ) {
-        let Timed {
-            mut committed,
-            now,
-            took,
-        } = timed;
-        if self.state.lock().is_well() {
+    fn publish(&self, host: &dyn Host, ops: Vec<Op>, promises: Vec<Option<Promise>>, trial: Trial) {
+        let mut committed = trial.committed;
+        // A look alone says nothing of a full disk.
+        if committed.has_written && self.state.lock().is_well() {
             host.store_health(None);
         }
-        host.committed(ops, &mut committed, took, now);
-        for (ticket, answer) in tickets.into_iter().zip(committed.answers) {
-            if let Some(ticket) = ticket {
-                ticket.answer(answer);
+        host.committed(ops, &mut committed, trial.took, trial.now);
+        for (promise, answer) in promises.into_iter().zip(committed.answers) {
+            if let Some(promise) = promise {
+                promise.keep(answer);
             } else if let Err(error) = answer {
                 log::error!("an operation that nobody waits for was refused: {error}");
             }
         }
     }
+}
 
-    /// Nothing was changed: callers are told, the rest is kept for another try.
-    fn failed(
-        &self,
-        host: &dyn Host,
-        error: &Error,
-        ops: Vec<Op>,
-        tickets: Vec<Option<Arc<Ticket>>>,
-    ) {
-        let mut kept = Vec::new();
-        for (op, ticket) in ops.into_iter().zip(tickets) {
-            match ticket {
-                Some(ticket) => ticket.answer(Err(error.duplicate())),
-                None if is_of_one(error) => {
-                    log::error!("an operation that nobody waits for failed: {error}")
-                }
-                None if is_made_anew(&op) => {}
-                None => kept.push(Entry { op, ticket: None }),
-            }
-        }
-        if !is_of_one(error) {
-            host.store_health(Some(error));
-            let mut state = self.state.lock();
-            state.pause_longer();
-            kept.append(&mut state.list);
-            state.list = kept;
-        }
-    }
+/// Held by whoever leads: when the lead ends by a panic, nobody waits for it.
+struct Lead<'a> {
+    committer: &'a Committer,
+    host: &'a dyn Host,
+    /// By a panic of somebody else, in whose wake we are called.
+    was_panicking: bool,
+}
 
-    /// The file cannot be read: callers are told that nobody knows; the rest waits until it can be.
-    fn unknown(
-        &self,
-        host: &dyn Host,
-        error: &Error,
-        ops: Vec<Op>,
-        tickets: Vec<Option<Arc<Ticket>>>,
-    ) {
-        let unknown = Error::new(
-            ErrorKind::OutcomeUnknown,
-            format!("it may or may not have happened: {error}"),
-        );
-        // What workers posted may be done twice now. The fence makes the second time void: its epoch and phase are over.
-        let mut kept = Vec::new();
-        for (op, ticket) in ops.into_iter().zip(tickets) {
-            match ticket {
-                Some(ticket) => ticket.answer(Err(unknown.duplicate())),
-                None if is_made_anew(&op) => {}
-                None => kept.push(Entry { op, ticket: None }),
-            }
+impl<'a> Lead<'a> {
+    fn new(committer: &'a Committer, host: &'a dyn Host) -> Lead<'a> {
+        Lead {
+            committer,
+            host,
+            was_panicking: is_panicking(),
         }
-        host.store_health(Some(&unknown));
-        let mut state = self.state.lock();
-        state.pause_longer();
-        kept.append(&mut state.list);
-        state.list = kept;
     }
 }
 
-/// A commit and its circumstances.
-struct Timed {
-    committed: Committed,
-    now: Timestamp,
-    took: Duration,
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        if self.was_panicking || !is_panicking() {
+            return;
+        }
+        self.host.died();
+        let mut state = self.committer.state.lock();
+        (state.is_led, state.is_closed, state.is_stopping) = (false, true, true);
+        let left = std::mem::take(&mut state.list);
+        self.committer.bell.notify_one();
+        drop(state);
+        // Answers those who wait.
+        drop(left);
+    }
 }
 
 impl State {
@@ -525,15 +456,31 @@ impl State {
         self.retry_at.is_none_or(|at| at <= monotonic())
     }
 
-    /// The last commit worked, and the one before it had not.
+    /// Nothing is left to be written.
+    fn is_done(&self) -> bool {
+        self.list.is_empty() && self.doubt.is_none()
+    }
+
+    /// The last commit worked, and the one before it had not. The pause is kept: a disk with room for a small commit only
+    /// works and fails in turn.
     fn is_well(&mut self) -> bool {
-        self.pause = Duration::ZERO;
         self.retry_at.take().is_some()
     }
 
     fn pause_longer(&mut self) {
-        self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-        self.retry_at = Some(monotonic() + self.pause);
+        let now = monotonic();
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < PAUSE_KEPT;
+        let before = if self.failed_at.is_some_and(is_recent) {
+            self.pause
+        } else {
+            Duration::ZERO
+        };
+        // Callers fail in between: a pause that is not over is not made longer.
+        if self.may_work() {
+            self.pause = (before * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+            self.retry_at = Some(now + self.pause);
+        }
+        self.failed_at = Some(now);
     }
 }
 
@@ -552,9 +499,4 @@ fn is_of_one(error: &Error) -> bool {
         error.kind(),
         ErrorKind::Storage | ErrorKind::StorageFull | ErrorKind::OutcomeUnknown
     )
-}
-
-/// Whether an operation that nobody waits for need not be kept after a failure: its maker makes it again.
-fn is_made_anew(op: &Op) -> bool {
-    matches!(op, Op::Prune(_))
 }

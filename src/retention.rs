@@ -20,6 +20,8 @@ const JOBS_MAX: usize = 128;
 const EVENTS_MAX: usize = 2048;
 /// Under load a step may take one part in this many.
 const SHARE: u32 = 10;
+/// After a step that failed because of a damaged row.
+const FAILURE_REST: Duration = Duration::from_secs(600);
 /// How often the age of things is looked at, at most: a clock that jumps must not make it spin.
 const AGE_LOOK_MIN: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,12 @@ pub(crate) struct Pruner {
     stepped_seq: Seq,
     pruned_seq: Seq,
     last: Option<(Instant, Duration)>,
+    /// When a step may be taken next, by the wall clock: for the sleeper.
+    rests_until: Timestamp,
+    has_failed: bool,
+    /// The counts of the last step, and whether it deleted no job for all that.
+    tried: [i64; 5],
+    was_in_vain: bool,
 }
 
 impl Pruner {
@@ -45,6 +53,10 @@ impl Pruner {
             stepped_seq: 0,
             pruned_seq: 0,
             last: None,
+            rests_until: Timestamp::default(),
+            has_failed: false,
+            tried: [0; 5],
+            was_in_vain: false,
         }
     }
 
@@ -57,17 +69,21 @@ impl Pruner {
         at: Instant,
     ) -> Option<Prune> {
         let is_old = self.next.is_some_and(|next| next <= now);
-        let has_too_many = self.has_too_many(counts) || self.has_too_many_events(head_seq);
+        // Counts that nothing can be done about must not be tried at again and again.
+        let is_in_vain = self.was_in_vain && self.tried == *counts;
+        let has_too_many = !is_in_vain && self.has_too_many(counts);
+        let has_too_many = has_too_many || self.has_too_many_events(head_seq);
         if !self.is_under_way && !is_old && !has_too_many {
             return None;
         }
         let has_time = self
             .last
             .is_none_or(|(ended, took)| at.saturating_duration_since(ended) >= took * SHARE);
-        if !is_idle && !has_time {
+        if (!is_idle && !has_time) || self.has_failed && now < self.rests_until {
             return None;
         }
         self.is_under_way = true;
+        self.tried = *counts;
         self.stepped_seq = head_seq;
         Some(Prune {
             retention: self.retention.clone(),
@@ -83,15 +99,26 @@ impl Pruner {
         }
         self.next = pruned.next.map(|next| next.max(now.after(AGE_LOOK_MIN)));
         self.last = Some((at, took));
+        // A millisecond more: the wall clock is that coarse.
+        self.rests_until = now.after(took * SHARE + Duration::from_millis(1));
+        self.has_failed = false;
+        self.was_in_vain = pruned.jobs == 0;
     }
 
-    /// A job or event will be too old then, or a count is over its limit now.
+    /// A step could not be done: it came upon a row that cannot be read.
+    pub(crate) fn failed(&mut self, now: Timestamp) {
+        self.has_failed = true;
+        self.rests_until = now.after(FAILURE_REST);
+    }
+
+    /// A job or event will be too old then, or a count is over its limit now. Who sleeps until then gets a step, idle or not.
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
-        if self.is_under_way {
-            Some(Timestamp::from_millis(0))
+        let next = if self.is_under_way {
+            Some(self.rests_until)
         } else {
             self.next
-        }
+        };
+        next.map(|next| next.max(self.rests_until))
     }
 
     /// A job has ended at `now`: its age counts from then. Which status it has does not matter: a look too early finds nothing,
@@ -202,6 +229,64 @@ mod tests {
         assert!(
             pruner.step(full, true, at(0), start).is_some(),
             "but not when there is nothing else to do"
+        );
+    }
+
+    /// In a damaged file the log counted jobs that its index did not find: the committer asked for a step after each step.
+    #[test]
+    fn counts_that_cannot_be_cut_back_are_tried_once() {
+        let retention = Retention::forever().completed(Keep::newest(100));
+        let mut pruner = Pruner::new(retention, at(0));
+        let (start, full) = (monotonic(), [0, 0, 200, 0, 0]);
+        assert!(pruner.step((0, &full), true, at(0), start).is_some());
+        pruner.done(&Pruned::default(), Duration::ZERO, at(0), start);
+        assert!(pruner.step((0, &full), true, at(0), start).is_none());
+        let more = [0, 0, 201, 0, 0];
+        assert!(pruner.step((0, &more), true, at(0), start).is_some());
+    }
+
+    #[test]
+    fn a_step_that_failed_rests() {
+        let mut pruner = Pruner::new(Retention::forever(), at(0));
+        assert!(
+            pruner
+                .step((0, &[0; 5]), true, at(0), monotonic())
+                .is_some()
+        );
+        pruner.failed(at(0));
+        let rest = at(0).after(FAILURE_REST);
+        assert_eq!(pruner.deadline(), Some(rest));
+        assert!(
+            pruner
+                .step((0, &[0; 5]), true, at(1), monotonic())
+                .is_none()
+        );
+        assert!(pruner.step((0, &[0; 5]), true, rest, monotonic()).is_some());
+    }
+
+    /// A sleeper that was told "at once" woke up, was told to wait for the step's share of time, and slept for nothing.
+    #[test]
+    fn who_sleeps_until_the_deadline_gets_a_step() {
+        let retention = Retention::forever().completed(Keep::newest(1));
+        let mut pruner = Pruner::new(retention, at(0));
+        let (start, ms) = (monotonic(), Duration::from_millis(1));
+        let full = [0, 0, 1000, 0, 0];
+        assert!(pruner.step((0, &full), false, at(0), start).is_some());
+        let pruned = Pruned {
+            more: true,
+            jobs: 1,
+            ..Pruned::default()
+        };
+        pruner.done(&pruned, 5 * ms, at(0), start);
+        let wait = pruner
+            .deadline()
+            .map(|at| at.since(Timestamp::from_millis(0)));
+        let wait = wait.expect("there is more to do");
+        assert!(wait >= 50 * ms, "{wait:?}");
+        assert!(
+            pruner
+                .step((0, &full), false, at(0).after(wait), start + wait)
+                .is_some()
         );
     }
 

@@ -37,6 +37,11 @@ pub(crate) fn current_thread() -> ThreadId {
     std::thread::current().id()
 }
 
+/// Whether the calling thread is on its way down by a panic.
+pub(crate) fn is_panicking() -> bool {
+    std::thread::panicking()
+}
+
 /// Lets this thread rest, for a store that is busy. Nothing else may wait by the clock: wait for an event instead.
 pub(crate) fn pause(duration: std::time::Duration) {
     std::thread::park_timeout(duration);

@@ -156,6 +156,31 @@ impl Host for Engine {
         self.state.lock().claim_failure = Some(error.to_string());
     }
 
+    fn refused(&self, op: &Op, error: &Error) {
+        match op {
+            Op::Settle(settle) => return self.let_go(settle, error),
+            Op::Prune(_) => return self.prune_failed(error),
+            Op::SetPlan { id, .. } => {
+                self.state.lock().planning.remove(id);
+            }
+            Op::Enqueue(_)
+            | Op::Cancel(_)
+            | Op::Retry(..)
+            | Op::Delete(_)
+            | Op::Bulk(_)
+            | Op::Save { .. }
+            | Op::SetPaused { .. }
+            | Op::Register(_)
+            | Op::Recover(_)
+            | Op::Probe => {}
+        }
+        log::error!("an operation that nobody waits for failed: {error}");
+    }
+
+    fn died(&self) {
+        self.poison("that commits", "see its panic message");
+    }
+
     fn store_health(&self, failure: Option<&Error>) {
         let mut state = self.state.lock();
         match (failure, &state.store_failure) {
@@ -220,13 +245,8 @@ impl Engine {
             (Op::Settle(settle), Ok(Done::Settled(row))) => {
                 offers.extend(self.settled(settle, row.as_ref(), now));
             }
-            (Op::Settle(settle), Err(error)) => {
-                // Its row is damaged, and its outcome cannot be kept: let it go, or it would be under way for ever.
-                log::error!("job {}: its outcome cannot be recorded: {error}", settle.id);
-                if let Some(epoch) = settle.input.epoch() {
-                    self.claim_left(settle.id, epoch);
-                }
-            }
+            (Op::Settle(settle), Err(error)) => self.let_go(&settle, error),
+            (Op::Prune(_), Err(error)) => self.prune_failed(error),
             (Op::Enqueue(jobs), Ok(Done::Enqueued(enqueued))) => {
                 let mut state = self.state.lock();
                 for (planned, _) in jobs
@@ -268,6 +288,24 @@ impl Engine {
             }
             (_, Ok(_) | Err(_)) => {}
         }
+    }
+
+    /// Something is damaged, and an outcome cannot be kept: let the job go, or it would be under way for ever. No other one is
+    /// begun, whose outcome would be lost, too.
+    fn let_go(&self, settle: &Settle, error: &Error) {
+        log::error!(
+            "job {}: its outcome cannot be recorded, nothing is claimed until the queue is resumed or opened again: {error}",
+            settle.id
+        );
+        self.state.lock().claim_failure = Some(error.to_string());
+        if let Some(epoch) = settle.input.epoch() {
+            self.claim_left(settle.id, epoch);
+        }
+    }
+
+    fn prune_failed(&self, error: &Error) {
+        log::error!("what is old cannot be deleted, this is tried again later: {error}");
+        self.state.lock().pruner.failed(self.clock.now());
     }
 
     /// The outcome of a phase is on disk; without a row it was stale. Answers the job if it offers its next phase.

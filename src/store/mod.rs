@@ -153,6 +153,8 @@ pub(crate) trait Rows {
     fn plan_id(&mut self, plan: &Plan) -> Result<i64>;
     fn plan(&mut self, plan_id: i64) -> Result<Plan>;
     fn set_paused(&mut self, paused: bool) -> Result<()>;
+    /// Writes what is there already: fails when nothing can be written.
+    fn touch(&mut self) -> Result<()>;
 
     fn job(&mut self, id: JobId) -> Result<Option<JobRow>>;
     fn insert_job(&mut self, row: &JobRow, input: &str, unique_key: Option<&str>) -> Result<()>;

@@ -42,6 +42,8 @@ pub(crate) enum Op {
     },
     Recover(Recover),
     Prune(Prune),
+    /// Writes something that changes nothing, to see whether the store works again.
+    Probe,
 }
 
 /// A job that was checked, with its phases if they are known.

@@ -77,6 +77,10 @@ impl Rows for Tx<'_> {
         self.data.plan(plan_id)
     }
 
+    fn touch(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     fn set_paused(&mut self, paused: bool) -> Result<()> {
         if paused {
             self.data.paused.put((), ());

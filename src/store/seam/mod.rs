@@ -41,6 +41,8 @@ pub(crate) struct Committed {
     pub(crate) head: Head,
     /// The last row that was appended to the log, to recognise the commit by; 0 if there was none.
     pub(crate) last_row_seq: i64,
+    /// It changed something, and so has proved that the store can be written.
+    pub(crate) has_written: bool,
 }
 
 /// Does `ops`, then claims, all in the open transaction of `rows`.
@@ -78,12 +80,14 @@ pub(crate) fn run(
         commit.claim()?;
     }
     let last_row_seq = commit.flush_last(tag)?;
+    let has_written = commit.writes > 0;
     let Commit { head, claims, .. } = commit;
     Ok(Committed {
         answers,
         claims,
         head,
         last_row_seq,
+        has_written,
     })
 }
 
@@ -155,6 +159,10 @@ impl Commit<'_> {
             Op::Register(types) => self.register(types),
             Op::SetPlan { id, plan } => self.set_plan(*id, plan),
             Op::Recover(recover) => self.recover(recover),
+            Op::Probe => {
+                self.writes += 1;
+                self.rows.touch().map(|()| Done::Nothing)
+            }
             Op::Prune(prune) => {
                 let pruned = super::prune::run(self, prune)?;
                 Ok(Done::Pruned(pruned))

@@ -67,6 +67,7 @@ pub(super) const SELECT_PLAN_ID: &str = "SELECT id FROM plan WHERE phases = ?1";
 const INSERT_PLAN: &str = "INSERT INTO plan (phases) VALUES (?1)";
 pub(super) const SELECT_PAUSED: &str =
     "SELECT count(*) FROM meta WHERE key = 'paused' AND value = '1'";
+const TOUCH: &str = "UPDATE meta SET value = value WHERE key = 'file_id'";
 const PUT_PAUSED: &str = "INSERT OR REPLACE INTO meta (key, value) VALUES ('paused', ?1)";
 pub(super) const COUNT_RUNNING: &str =
     "SELECT count(*) FROM job WHERE status = 1 AND status <= 1 AND type_id = ?1";
@@ -105,9 +106,11 @@ pub(super) fn transact(
     }
     // An error here leaves open whether the commit record has reached the disk. Rolling back and going on would make the
     // answer "no" for this connection, while a reader of the file after a crash might still find it.
-    execute(conn, "COMMIT", params![])
+    let committed = conn.prepare_cached("COMMIT");
+    committed
+        .and_then(|mut commit| commit.execute([]))
         .map(|_| ())
-        .map_err(Failure::Unknown)
+        .map_err(|error| Failure::Unknown(errors::map(error, Context::Commit)))
 }
 
 fn execute(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<usize> {
@@ -242,6 +245,10 @@ impl Rows for Tx<'_> {
 
     fn plan(&mut self, plan_id: i64) -> Result<Plan> {
         self.names.plan(self.conn, plan_id)
+    }
+
+    fn touch(&mut self) -> Result<()> {
+        self.write(TOUCH, params![]).map(|_| ())
     }
 
     fn set_paused(&mut self, paused: bool) -> Result<()> {

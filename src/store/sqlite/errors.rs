@@ -12,6 +12,7 @@ pub(super) enum Context<'a> {
     Open(&'a Path),
     Read,
     Write,
+    Commit,
 }
 
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
@@ -34,6 +35,7 @@ pub(super) fn map(error: rusqlite::Error, context: Context<'_>) -> Error {
     let doing = match context {
         Context::Open(path) => format!("{}: cannot be opened", path.display()),
         Context::Read => "the store cannot be read".to_owned(),
+        Context::Commit => "the store cannot be written".to_owned(),
         Context::Write => "the store cannot be written, nothing was changed".to_owned(),
     };
     let (kind, advice) = match error.sqlite_error_code() {

@@ -33,6 +33,9 @@ pub(crate) struct SqliteStore {
     durability: Durability,
     /// None after a failed commit, until it is opened anew.
     conn: Option<Connection>,
+    is_closed: bool,
+    /// The file that was opened: another one, or none, may stand at its path by now.
+    identity: open::Identity,
     names: names::Names,
     readers: Arc<read::Readers>,
     /// Where the last pass over the unique keys ended.
@@ -42,14 +45,33 @@ pub(crate) struct SqliteStore {
 impl SqliteStore {
     pub(crate) fn open(path: &Path, durability: Durability) -> Result<SqliteStore> {
         let conn = open::writer(path, durability)?;
+        let identity = open::identity(path).map_err(|_| open::moved(path))?;
         Ok(SqliteStore {
             path: path.to_owned(),
             durability,
             conn: Some(conn),
+            is_closed: false,
+            identity,
             names: names::Names::default(),
             readers: Arc::new(read::Readers::new(path)),
             holders_seen: (0, String::new()),
         })
+    }
+
+    /// The writing connection to the file that was opened first, and to no other.
+    fn take_writer(&mut self) -> Result<Connection> {
+        if self.is_closed {
+            return Err(Error::closed());
+        }
+        // What is written to a file without a name is lost when it is closed, and a file that is opened in its place is empty.
+        // It costs a microsecond a commit. SQLite looks itself, but only in its other journal modes.
+        if open::identity(&self.path).ok() != Some(self.identity) {
+            return Err(open::moved(&self.path));
+        }
+        match self.conn.take() {
+            Some(conn) => Ok(conn),
+            None => open::writer(&self.path, self.durability),
+        }
     }
 }
 
@@ -58,18 +80,14 @@ impl Store for SqliteStore {
         &mut self,
         work: &mut dyn FnMut(&mut dyn Rows) -> Result<()>,
     ) -> std::result::Result<(), Failure> {
-        let Some(conn) = &self.conn else {
-            let problem = "the store is closed after a failed commit";
-            return Err(Failure::NothingDone(Error::new(
-                ErrorKind::Storage,
-                problem,
-            )));
-        };
-        let outcome = commit::transact(conn, &mut self.names, &mut self.holders_seen, work);
+        let conn = self.take_writer().map_err(Failure::NothingDone)?;
+        let outcome = commit::transact(&conn, &mut self.names, &mut self.holders_seen, work);
         if outcome.is_err() {
             // A number that was given to a name in this transaction is free again.
             self.names = names::Names::default();
         }
+        // When a rollback failed, nothing can be begun on this connection any more.
+        self.conn = Some(conn).filter(Connection::is_autocommit);
         outcome
     }
 
@@ -78,7 +96,7 @@ impl Store for SqliteStore {
         self.conn = None;
         self.names = names::Names::default();
         self.readers.drop_all();
-        self.conn = Some(open::writer(&self.path, self.durability)?);
+        self.conn = Some(self.take_writer()?);
         Ok(())
     }
 
@@ -102,6 +120,7 @@ impl Store for SqliteStore {
     fn close(&mut self) {
         self.readers.close();
         self.conn = None;
+        self.is_closed = true;
     }
 
     fn reader(&self) -> Arc<dyn Reader> {

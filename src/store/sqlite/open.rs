@@ -114,6 +114,36 @@ fn create_private(path: &Path) -> Result<()> {
     }
 }
 
+/// Names a file, whatever its path: device and number. Nothing where the system has no such numbers.
+#[cfg(unix)]
+pub(super) type Identity = (u64, u64);
+#[cfg(not(unix))]
+pub(super) type Identity = ();
+
+/// Which file stands at `path`. Does not open it.
+pub(super) fn identity(path: &Path) -> std::io::Result<Identity> {
+    let metadata = std::fs::metadata(path)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        Ok(())
+    }
+}
+
+/// The file that was opened is not at its path any more.
+pub(super) fn moved(path: &Path) -> Error {
+    let problem = format!(
+        "{}: the file was deleted or replaced while it was open: put it back, or close the queue and open it again",
+        path.display()
+    );
+    Error::new(ErrorKind::Storage, problem)
+}
+
 fn prepare(conn: &mut Connection, path: &Path, durability: Durability) -> Result<()> {
     let map = |error| errors::map(error, Context::Open(path));
     conn.busy_handler(Some(busy)).map_err(map)?;

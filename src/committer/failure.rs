@@ -1,0 +1,175 @@
+//! What becomes of a commit that failed: see the protocol in the parent module. L3.
+
+use std::time::Duration;
+
+use super::{Committer, Entry, Host, Promise, is_of_one};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Seq;
+use crate::store::Failure;
+use crate::store::ops::Op;
+use crate::store::seam::Committed;
+use crate::time::Timestamp;
+
+/// Why a batch was not committed.
+pub(super) enum Outcome {
+    /// Nothing was changed.
+    Failed(Error),
+    /// It may have been changed, and the file cannot be read.
+    Unknown(Error, Box<Trial>),
+}
+
+/// What a commit did if it is in the file.
+pub(super) struct Trial {
+    pub(super) committed: Committed,
+    pub(super) tag: i64,
+    pub(super) now: Timestamp,
+    pub(super) took: Duration,
+}
+
+/// A commit that may be in the file.
+pub(super) struct Doubt {
+    pub(super) trial: Trial,
+    /// Its operations, and whether they were posted. Those of callers are not done again: they were told that nobody knows.
+    pub(super) ops: Vec<(Op, bool)>,
+}
+
+impl Committer {
+    /// Looks for a commit in doubt, and acts on what it finds.
+    pub(super) fn clear_up(&self, host: &dyn Host) -> Result<()> {
+        let Some(doubt) = self.state.lock().doubt.take() else {
+            return Ok(());
+        };
+        let trial = &doubt.trial;
+        match self.is_there(trial.committed.last_row_seq, trial.tag) {
+            Ok(true) => {
+                log::info!("the commit in doubt is in the file");
+                let (ops, _): (Vec<_>, Vec<_>) = doubt.ops.into_iter().unzip();
+                let promises = ops.iter().map(|_| None).collect();
+                self.publish(host, ops, promises, doubt.trial);
+                Ok(())
+            }
+            Ok(false) => {
+                log::info!("the commit in doubt is not in the file");
+                let posted = doubt.ops.into_iter().filter(|(_, is_posted)| *is_posted);
+                self.keep(posted.map(|(op, _)| op));
+                Ok(())
+            }
+            Err(error) => {
+                self.state.lock().doubt = Some(doubt);
+                // Whatever is wrong, it is not the fault of the operations that wait.
+                let kind = if error.kind() == ErrorKind::StorageFull {
+                    ErrorKind::StorageFull
+                } else {
+                    ErrorKind::Storage
+                };
+                let problem = "a commit before this one is in doubt, and the file cannot be read";
+                Err(Error::new(kind, problem).with_source(error))
+            }
+        }
+    }
+
+    /// Puts operations back to the head of the list.
+    fn keep(&self, ops: impl Iterator<Item = Op>) {
+        let ops = ops.filter(|op| !is_made_anew(op));
+        let mut kept: Vec<Entry> = ops.map(|op| Entry { op, promise: None }).collect();
+        let mut state = self.state.lock();
+        kept.append(&mut state.list);
+        state.list = kept;
+    }
+
+    /// After a failed commit: forgets everything that is in memory, and looks whether the commit is in the file.
+    pub(super) fn look(&self, error: Error, trial: Trial) -> std::result::Result<Trial, Outcome> {
+        log::debug!("a commit failed, the file is opened anew to see whether it happened: {error}");
+        match self.is_there(trial.committed.last_row_seq, trial.tag) {
+            Ok(true) => Ok(trial),
+            // A commit without a row in the log cannot be recognised. It changed nothing that cannot be done again.
+            Ok(false) => Err(Outcome::Failed(error)),
+            Err(reopen_error) => {
+                let problem = format!("{error}; then the file cannot be opened: {reopen_error}");
+                let error = Error::new(ErrorKind::OutcomeUnknown, problem);
+                Err(Outcome::Unknown(error, Box::new(trial)))
+            }
+        }
+    }
+
+    /// Whether the commit that ended with row `seq` and carries `tag` is in the file. If it is, it is on the medium too when
+    /// this returns.
+    fn is_there(&self, seq: Seq, tag: i64) -> Result<bool> {
+        let mut store = self.store.lock();
+        store.reopen()?;
+        let mut found = None;
+        let looked = store.transact(&mut |rows| {
+            found = rows.tag_at(seq)?;
+            Ok(())
+        });
+        if let Err(Failure::NothingDone(error) | Failure::Unknown(error)) = looked {
+            return Err(error);
+        }
+        if found != Some(tag) {
+            return Ok(false);
+        }
+        store.checkpoint()?;
+        Ok(true)
+    }
+
+    /// Nothing was changed: callers are told, the rest is kept for another try.
+    pub(super) fn failed(
+        &self,
+        host: &dyn Host,
+        error: &Error,
+        ops: Vec<Op>,
+        promises: Vec<Option<Promise>>,
+    ) {
+        let mut posted = Vec::new();
+        for (op, promise) in ops.into_iter().zip(promises) {
+            match promise {
+                Some(promise) => promise.keep(Err(error.duplicate())),
+                None => posted.push(op),
+            }
+        }
+        if is_of_one(error) {
+            for op in posted {
+                host.refused(&op, error);
+            }
+        } else {
+            self.keep(posted.into_iter());
+            self.state.lock().pause_longer();
+            host.store_health(Some(error));
+        }
+    }
+
+    /// The file cannot be read: callers are told that nobody knows, and the next lead clears it up.
+    pub(super) fn unknown(
+        &self,
+        host: &dyn Host,
+        error: &Error,
+        trial: Trial,
+        ops: Vec<Op>,
+        promises: Vec<Option<Promise>>,
+    ) {
+        let unknown = Error::new(
+            ErrorKind::OutcomeUnknown,
+            format!("it may or may not have happened: {error}"),
+        );
+        let mut doubtful = Vec::with_capacity(ops.len());
+        for (op, promise) in ops.into_iter().zip(promises) {
+            doubtful.push((op, promise.is_none()));
+            if let Some(promise) = promise {
+                promise.keep(Err(unknown.duplicate()));
+            }
+        }
+        let mut state = self.state.lock();
+        state.doubt = Some(Box::new(Doubt {
+            trial,
+            ops: doubtful,
+        }));
+        state.pause_longer();
+        drop(state);
+        host.store_health(Some(&unknown));
+    }
+}
+
+/// Whether an operation that nobody waits for need not be kept after a failure: its maker makes it again.
+fn is_made_anew(op: &Op) -> bool {
+    matches!(op, Op::Prune(_) | Op::Probe)
+}

@@ -1,0 +1,96 @@
+//! Somebody deletes or replaces the file, or changes its permissions, while a queue has it open.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use stepwell::{Client, Error, ErrorKind, JobQueue, JobType, Phase};
+
+use crate::Alone;
+
+const ONLY: Phase<Value> = Phase::new("only");
+const LONG: Duration = Duration::from_secs(20);
+
+fn open(path: &Path) -> JobQueue {
+    let mut builder = JobQueue::builder(path).workers(2);
+    builder.register(JobType::<Value>::new("quick").phase(ONLY, |_| Ok(json!(1))));
+    builder.open().expect("the queue can be opened")
+}
+
+fn run_one(queue: &JobQueue) -> Result<(), Error> {
+    let id = queue.enqueue("quick", &Value::Null)?;
+    queue.wait(id, LONG)?;
+    Ok(())
+}
+
+/// What is written into a file without a name is gone when it is closed: nobody may be told that it is safe.
+fn assert_refused(queue: &JobQueue) {
+    for _ in 0..3 {
+        let error = queue
+            .enqueue("quick", &Value::Null)
+            .expect_err("the file is gone");
+        assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
+        assert!(error.to_string().contains("deleted or replaced"), "{error}");
+    }
+    let started = Instant::now();
+    queue.shutdown(Duration::from_millis(300)).ok();
+    assert!(started.elapsed() < Duration::from_millis(800));
+}
+
+#[test]
+fn a_deleted_file_is_noticed_and_not_made_anew() {
+    let alone = Alone::new();
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let path = dir.path().join("jobs.db");
+    let queue = open(&path);
+    run_one(&queue).expect("it works");
+    for name in ["jobs.db", "jobs.db-wal", "jobs.db-shm"] {
+        std::fs::remove_file(dir.path().join(name)).expect("it is there");
+    }
+    assert_refused(&queue);
+    assert!(
+        !path.exists(),
+        "an empty file in its place would hide the loss"
+    );
+    assert_eq!(alone.panics(), 0);
+}
+
+#[test]
+fn a_replaced_file_is_noticed() {
+    let alone = Alone::new();
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let (path, other) = (dir.path().join("jobs.db"), dir.path().join("other.db"));
+    let queue = open(&path);
+    run_one(&queue).expect("it works");
+    drop(Client::open(&other).expect("another file can be made"));
+    std::fs::rename(&other, &path).expect("it can be renamed");
+    assert_refused(&queue);
+    assert_eq!(alone.panics(), 0);
+}
+
+#[test]
+fn permissions_that_change_under_a_queue_give_typed_errors_at_most() {
+    use std::os::unix::fs::PermissionsExt;
+    let alone = Alone::new();
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let path = dir.path().join("jobs.db");
+    let queue = open(&path);
+    run_one(&queue).expect("it works");
+    let set = |path: &Path, mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(path, mode).expect("it is ours");
+    };
+    set(&path, 0o000);
+    set(dir.path(), 0o500);
+    // Root may do everything, and what is open stays open: nothing has to fail.
+    for _ in 0..3 {
+        if let Err(error) = run_one(&queue) {
+            assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
+        }
+    }
+    set(dir.path(), 0o700);
+    set(&path, 0o600);
+    run_one(&queue).expect("it works again");
+    queue.shutdown(LONG).expect("nothing is under way");
+    assert_eq!(alone.panics(), 0);
+}
