@@ -6,17 +6,24 @@
     reason = "tests start threads, look at the clock, talk to their parent process, and end by a panic"
 )]
 
+mod abandon;
+mod bad_input;
 mod cancel;
+mod client;
 mod concurrency;
 mod crash;
 mod enqueue;
+mod events;
 mod fencing;
 mod outside;
 mod pause;
 mod phases;
+mod retention;
 mod retry;
 mod schedule;
 mod seed;
+mod shutdown;
 mod support;
 mod tidy;
+mod typed;
 mod unique;

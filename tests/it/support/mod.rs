@@ -70,8 +70,12 @@ impl Harness {
 
     /// With a clock that stands still until the test moves it.
     pub(crate) fn with_fake_clock() -> Harness {
+        Harness::with_fake_clock_at(START)
+    }
+
+    pub(crate) fn with_fake_clock_at(start: Timestamp) -> Harness {
         Harness {
-            clock: Some(FakeClock::new(START)),
+            clock: Some(FakeClock::new(start)),
             ..Harness::new()
         }
     }
