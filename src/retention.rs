@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::Retention;
+use crate::event::Seq;
 use crate::job::JobStatus;
 use crate::store::ops::{Prune, Pruned};
 use crate::time::Timestamp;
@@ -28,6 +29,9 @@ pub(crate) struct Pruner {
     /// When something will be too old.
     next: Option<Timestamp>,
     is_under_way: bool,
+    /// The newest event when the last step began, and when the last one that left nothing began.
+    stepped_seq: Seq,
+    pruned_seq: Seq,
     last: Option<(Instant, Duration)>,
 }
 
@@ -38,6 +42,8 @@ impl Pruner {
             retention,
             next: Some(now),
             is_under_way: false,
+            stepped_seq: 0,
+            pruned_seq: 0,
             last: None,
         }
     }
@@ -45,13 +51,14 @@ impl Pruner {
     /// The next step, if it is time for one.
     pub(crate) fn step(
         &mut self,
-        counts: &[i64; 5],
+        (head_seq, counts): (Seq, &[i64; 5]),
         is_idle: bool,
         now: Timestamp,
         at: Instant,
     ) -> Option<Prune> {
         let is_old = self.next.is_some_and(|next| next <= now);
-        if !self.is_under_way && !is_old && !self.has_too_many(counts) {
+        let has_too_many = self.has_too_many(counts) || self.has_too_many_events(head_seq);
+        if !self.is_under_way && !is_old && !has_too_many {
             return None;
         }
         let has_time = self
@@ -61,6 +68,7 @@ impl Pruner {
             return None;
         }
         self.is_under_way = true;
+        self.stepped_seq = head_seq;
         Some(Prune {
             retention: self.retention.clone(),
             jobs_max: JOBS_MAX,
@@ -70,6 +78,9 @@ impl Pruner {
 
     pub(crate) fn done(&mut self, pruned: &Pruned, took: Duration, now: Timestamp, at: Instant) {
         self.is_under_way = pruned.more;
+        if !pruned.more {
+            self.pruned_seq = self.stepped_seq;
+        }
         self.next = pruned.next.map(|next| next.max(now.after(AGE_LOOK_MIN)));
         self.last = Some((at, took));
     }
@@ -83,20 +94,27 @@ impl Pruner {
         }
     }
 
-    /// A job has ended at `now`: its age counts from then.
+    /// A job has ended at `now`: its age counts from then. Which status it has does not matter: a look too early finds nothing,
+    /// and says when to look again.
     pub(crate) fn job_ended(&mut self, now: Timestamp) {
-        if self.next.is_none() {
-            let rules = [
-                JobStatus::Completed,
-                JobStatus::Failed,
-                JobStatus::Cancelled,
-            ];
-            let age = rules
-                .iter()
-                .filter_map(|status| self.retention.of(*status).age)
-                .min();
-            self.next = age.map(|age| now.after(age.max(AGE_LOOK_MIN)));
-        }
+        let Retention {
+            completed,
+            failed,
+            cancelled,
+            ..
+        } = &self.retention;
+        let ages = [completed, failed, cancelled].map(|keep| keep.age);
+        self.look_after(ages.into_iter().flatten().min(), now);
+    }
+
+    /// Events were written at `now`: their age counts from then.
+    pub(crate) fn logged(&mut self, now: Timestamp) {
+        self.look_after(self.retention.events.age, now);
+    }
+
+    fn look_after(&mut self, age: Option<Duration>, now: Timestamp) {
+        let next = age.map(|age| now.after(age.max(AGE_LOOK_MIN)));
+        self.next = [self.next, next].into_iter().flatten().min();
     }
 
     fn has_too_many(&self, counts: &[i64; 5]) -> bool {
@@ -105,6 +123,13 @@ impl Pruner {
             let limit = self.retention.of(status).count.map(slack);
             limit.is_some_and(|limit| u64::try_from(counts[status as usize]).unwrap_or(0) > limit)
         })
+    }
+
+    /// Whether a tenth more than allowed may be there: no more than allowed were, when the last look ended.
+    fn has_too_many_events(&self, head_seq: Seq) -> bool {
+        let new = u64::try_from(head_seq - self.pruned_seq).unwrap_or(0);
+        let limit = self.retention.events.count;
+        limit.is_some_and(|limit| new > limit / 10 && u64::try_from(head_seq).unwrap_or(0) > limit)
     }
 }
 
@@ -124,19 +149,19 @@ mod tests {
         let mut pruner = Pruner::new(retention, at(0));
         let start = monotonic();
         assert!(
-            pruner.step(&[0; 5], true, at(0), start).is_some(),
+            pruner.step((0, &[0; 5]), true, at(0), start).is_some(),
             "the first look"
         );
         pruner.done(&Pruned::default(), Duration::ZERO, at(0), start);
         assert!(
             pruner
-                .step(&[0, 0, 110, 0, 0], true, at(1), start)
+                .step((0, &[0, 0, 110, 0, 0]), true, at(1), start)
                 .is_none(),
             "a tenth more is let be"
         );
         assert!(
             pruner
-                .step(&[0, 0, 111, 0, 0], true, at(1), start)
+                .step((0, &[0, 0, 111, 0, 0]), true, at(1), start)
                 .is_some()
         );
         pruner.done(
@@ -150,7 +175,7 @@ mod tests {
         );
         assert!(
             pruner
-                .step(&[0, 0, 101, 0, 0], true, at(1), start)
+                .step((0, &[0, 0, 101, 0, 0]), true, at(1), start)
                 .is_some(),
             "and then all of it"
         );
@@ -161,8 +186,8 @@ mod tests {
         let retention = Retention::forever().completed(Keep::newest(1));
         let mut pruner = Pruner::new(retention, at(0));
         let (start, ms) = (monotonic(), Duration::from_millis(1));
-        let full = [0, 0, 1000, 0, 0];
-        assert!(pruner.step(&full, false, at(0), start).is_some());
+        let full = (0, &[0, 0, 1000, 0, 0]);
+        assert!(pruner.step(full, false, at(0), start).is_some());
         pruner.done(
             &Pruned {
                 more: true,
@@ -172,10 +197,10 @@ mod tests {
             at(0),
             start,
         );
-        assert!(pruner.step(&full, false, at(0), start + 49 * ms).is_none());
-        assert!(pruner.step(&full, false, at(0), start + 50 * ms).is_some());
+        assert!(pruner.step(full, false, at(0), start + 49 * ms).is_none());
+        assert!(pruner.step(full, false, at(0), start + 50 * ms).is_some());
         assert!(
-            pruner.step(&full, true, at(0), start).is_some(),
+            pruner.step(full, true, at(0), start).is_some(),
             "but not when there is nothing else to do"
         );
     }
@@ -188,5 +213,48 @@ mod tests {
         assert_eq!(pruner.deadline(), None, "nothing is there to grow old");
         pruner.job_ended(at(500));
         assert_eq!(pruner.deadline(), Some(at(60_500)));
+        pruner.job_ended(at(700));
+        assert_eq!(pruner.deadline(), Some(at(60_500)), "the older one");
+    }
+
+    /// What was known to be due in 10 hours hid what came later and was due in one.
+    #[test]
+    fn what_ends_later_and_goes_earlier_is_not_overslept() {
+        let hour = Duration::from_secs(3600);
+        let retention = Retention::forever()
+            .completed(Keep::for_age(10 * hour))
+            .cancelled(Keep::for_age(hour));
+        let mut pruner = Pruner::new(retention, at(0));
+        let pruned = Pruned {
+            next: Some(at(0).after(10 * hour)),
+            ..Pruned::default()
+        };
+        pruner.done(&pruned, Duration::ZERO, at(0), monotonic());
+        pruner.job_ended(at(500));
+        assert_eq!(pruner.deadline(), Some(at(500).after(hour)));
+    }
+
+    /// A rule for events alone was looked at when the queue was opened, and never again.
+    #[test]
+    fn events_are_counted_and_grow_old_without_a_rule_for_jobs() {
+        let day = Duration::from_secs(86_400);
+        let retention = Retention::forever().events(Keep::for_age(day).and_newest(100));
+        let (mut pruner, start) = (Pruner::new(retention, at(0)), monotonic());
+        let mut step = |pruner: &mut Pruner, head_seq, now| {
+            let is_due = pruner.step((head_seq, &[0; 5]), true, now, start).is_some();
+            if is_due {
+                pruner.done(&Pruned::default(), Duration::ZERO, now, start);
+            }
+            is_due
+        };
+        assert!(step(&mut pruner, 95, at(0)), "the first look");
+        assert!(!step(&mut pruner, 105, at(1)), "a tenth more is let be");
+        assert!(step(&mut pruner, 106, at(1)));
+        assert!(!step(&mut pruner, 116, at(1)));
+        assert!(step(&mut pruner, 117, at(1)));
+        pruner.job_ended(at(500));
+        assert_eq!(pruner.deadline(), None, "no rule for jobs");
+        pruner.logged(at(500));
+        assert_eq!(pruner.deadline(), Some(at(500).after(day)));
     }
 }

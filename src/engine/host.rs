@@ -62,6 +62,7 @@ impl Host for Engine {
         let mut state = self.state.lock();
         let State {
             pruner,
+            head_seq,
             counts,
             is_stopping,
             store_failure,
@@ -70,7 +71,7 @@ impl Host for Engine {
         if !*is_stopping && store_failure.is_none() {
             ops.extend(
                 pruner
-                    .step(counts, is_idle, now, monotonic())
+                    .step((*head_seq, counts), is_idle, now, monotonic())
                     .map(Op::Prune),
             );
         }
@@ -104,6 +105,10 @@ impl Host for Engine {
         }
         {
             let mut state = self.state.lock();
+            if committed.head.seq > state.head_seq {
+                state.pruner.logged(now);
+            }
+            state.head_seq = committed.head.seq;
             state.counts = committed.head.counts;
             if looked {
                 let is_limited = claims.more && !claims.is_full;

@@ -15,7 +15,7 @@ use crate::bus::Bus;
 use crate::committer::Committer;
 use crate::config::{Config, Location};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Plan;
+use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId, JobStatus};
 use crate::live::{GRACE, Left, LiveTable};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
@@ -56,6 +56,8 @@ pub(crate) struct Engine {
 struct State {
     backlog: Backlog,
     pruner: Pruner,
+    /// The newest event, and jobs by status, after the last commit.
+    head_seq: Seq,
     counts: [i64; 5],
     /// Every registered type, with its number in the file.
     types: Vec<Claimable>,
@@ -153,6 +155,7 @@ impl Engine {
         let head = self.reader.head()?;
         self.bus.ring(head.seq);
         let mut state = self.state.lock();
+        state.head_seq = head.seq;
         state.counts = head.counts;
         state.backlog.unknown();
         Ok(())
@@ -423,6 +426,7 @@ impl State {
         State {
             backlog: Backlog::default(),
             pruner,
+            head_seq: 0,
             counts: [0; 5],
             types: Vec::new(),
             claimable: Arc::new([]),
