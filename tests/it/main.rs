@@ -12,6 +12,7 @@ mod cancel;
 mod client;
 mod concurrency;
 mod crash;
+mod damage;
 mod enqueue;
 mod events;
 mod fencing;
