@@ -61,6 +61,8 @@ pub(crate) trait Host: Send + Sync {
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp);
     /// When `due` or `wants_claims` will have something next.
     fn deadline(&self) -> Deadline;
+    /// An operation that nobody waits for cannot be done, now or later.
+    fn refused(&self, op: Op, error: &Error);
     /// Nothing can be claimed, because a due job cannot be read.
     fn claims_failed(&self, error: &Error);
     /// The store has failed (with the error), or works again.
@@ -467,9 +469,7 @@ impl Committer {
         for (op, ticket) in ops.into_iter().zip(tickets) {
             match ticket {
                 Some(ticket) => ticket.answer(Err(error.duplicate())),
-                None if is_of_one(error) => {
-                    log::error!("an operation that nobody waits for failed: {error}")
-                }
+                None if is_of_one(error) => host.refused(op, error),
                 None if is_made_anew(&op) => {}
                 None => kept.push(Entry { op, ticket: None }),
             }

@@ -23,12 +23,17 @@ const SHARE: u32 = 10;
 /// How often the age of things is looked at, at most: a clock that jumps must not make it spin.
 const AGE_LOOK_MIN: Duration = Duration::from_secs(1);
 
+/// How long nothing is deleted after a step that failed.
+const FAILED_PAUSE: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub(crate) struct Pruner {
     retention: Retention,
     /// When something will be too old.
     next: Option<Timestamp>,
     is_under_way: bool,
+    /// The last step failed.
+    rests_until: Option<Timestamp>,
     /// The newest event when the last step began, and when the last one that left nothing began.
     stepped_seq: Seq,
     pruned_seq: Seq,
@@ -42,6 +47,7 @@ impl Pruner {
             retention,
             next: Some(now),
             is_under_way: false,
+            rests_until: None,
             stepped_seq: 0,
             pruned_seq: 0,
             last: None,
@@ -56,6 +62,9 @@ impl Pruner {
         now: Timestamp,
         at: Instant,
     ) -> Option<Prune> {
+        if self.rests_until.is_some_and(|until| now < until) {
+            return None;
+        }
         let is_old = self.next.is_some_and(|next| next <= now);
         let has_too_many = self.has_too_many(counts) || self.has_too_many_events(head_seq);
         if !self.is_under_way && !is_old && !has_too_many {
@@ -78,6 +87,7 @@ impl Pruner {
 
     pub(crate) fn done(&mut self, pruned: &Pruned, took: Duration, now: Timestamp, at: Instant) {
         self.is_under_way = pruned.more;
+        self.rests_until = None;
         if !pruned.more {
             self.pruned_seq = self.stepped_seq;
         }
@@ -85,12 +95,19 @@ impl Pruner {
         self.last = Some((at, took));
     }
 
+    /// A step cannot be done: the file is damaged, and trying again at once would do nothing else.
+    pub(crate) fn failed(&mut self, now: Timestamp) {
+        self.is_under_way = false;
+        self.next = Some(now.after(FAILED_PAUSE));
+        self.rests_until = self.next;
+    }
+
     /// A job or event will be too old then, or a count is over its limit now.
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
         if self.is_under_way {
             Some(Timestamp::from_millis(0))
         } else {
-            self.next
+            self.next.max(self.rests_until)
         }
     }
 
@@ -215,6 +232,20 @@ mod tests {
         assert_eq!(pruner.deadline(), Some(at(60_500)));
         pruner.job_ended(at(700));
         assert_eq!(pruner.deadline(), Some(at(60_500)), "the older one");
+    }
+
+    /// A step that a damaged page refused was taken again at once, and again.
+    #[test]
+    fn a_step_that_failed_is_not_taken_again_for_a_while() {
+        let retention = Retention::forever().completed(Keep::newest(10));
+        let (mut pruner, start) = (Pruner::new(retention, at(0)), monotonic());
+        let full = (0, &[0, 0, 100, 0, 0]);
+        assert!(pruner.step(full, true, at(0), start).is_some());
+        pruner.failed(at(0));
+        assert_eq!(pruner.deadline(), Some(at(60_000)));
+        pruner.job_ended(at(1));
+        assert!(pruner.step(full, true, at(59_999), start).is_none());
+        assert!(pruner.step(full, true, at(60_000), start).is_some());
     }
 
     /// What was known to be due in 10 hours hid what came later and was due in one.

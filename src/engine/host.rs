@@ -149,6 +149,34 @@ impl Host for Engine {
         }
     }
 
+    fn refused(&self, op: Op, error: &Error) {
+        let problem = match op {
+            Op::Settle(settle) => {
+                // Its outcome cannot be kept: let it go, or it would be under way for ever.
+                if let Some(epoch) = settle.input.epoch() {
+                    self.claim_left(settle.id, epoch);
+                }
+                format!("job {}: its outcome cannot be recorded: {error}", settle.id)
+            }
+            Op::SetPlan { id, .. } => {
+                self.state.lock().planning.remove(&id);
+                format!("job {id}: its plan cannot be recorded: {error}")
+            }
+            Op::Prune(_) => {
+                log::error!("what is over cannot be deleted: {error}");
+                self.state.lock().pruner.failed(self.clock.now());
+                return;
+            }
+            other => {
+                log::error!("an operation that nobody waits for failed: {error}: {other:?}");
+                return;
+            }
+        };
+        // A handler whose result is lost runs again: none is to run until somebody has looked at the file.
+        log::error!("{problem}; nothing is claimed until the queue is resumed or opened again");
+        self.state.lock().claim_failure = Some(problem);
+    }
+
     fn claims_failed(&self, error: &Error) {
         log::error!(
             "a due job cannot be read, nothing is claimed until the queue is resumed or opened again: {error}"
@@ -249,7 +277,8 @@ impl Engine {
                     self.state.lock().planning.remove(&id);
                 }
             }
-            (Op::SetPlan { id, .. }, _) => {
+            (op @ (Op::SetPlan { .. } | Op::Prune(_)), Err(error)) => self.refused(op, error),
+            (Op::SetPlan { id, .. }, Ok(_)) => {
                 let mut state = self.state.lock();
                 state.planning.remove(&id);
                 state.backlog.unknown();

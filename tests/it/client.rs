@@ -112,11 +112,14 @@ fn a_pause_by_a_client_holds_in_the_running_process() {
     let harness = Harness::new();
     let (queue, jobs, client) = beside(&harness);
     client.pause().unwrap();
+    let mut newest = None;
     harness.until("the queue has heard of it", || {
-        queue.stats().unwrap().paused
+        let id = jobs.enqueue(&Value::Null).unwrap();
+        newest = Some(id);
+        queue.status(id).unwrap() == Some(JobStatus::Pending)
     });
-    let id = jobs.enqueue(&Value::Null).unwrap();
-    // By then it has looked at the file again.
+    let id = newest.unwrap();
+    // Later than any claim that was under way.
     queue.pause_type("another").unwrap();
     assert_eq!(queue.status(id).unwrap(), Some(JobStatus::Pending));
     assert_eq!(
