@@ -271,7 +271,7 @@ mod tests {
         let day = Duration::from_secs(86_400);
         let retention = Retention::forever().events(Keep::for_age(day).and_newest(100));
         let (mut pruner, start) = (Pruner::new(retention, at(0)), monotonic());
-        let mut step = |pruner: &mut Pruner, head_seq, now| {
+        let step = |pruner: &mut Pruner, head_seq, now| {
             let is_due = pruner.step((head_seq, &[0; 5]), true, now, start).is_some();
             if is_due {
                 pruner.done(&Pruned::default(), Duration::ZERO, now, start);

@@ -167,10 +167,16 @@ impl Host for Engine {
                 self.state.lock().pruner.failed(self.clock.now());
                 return;
             }
-            other => {
-                log::error!("an operation that nobody waits for failed: {error}: {other:?}");
-                return;
-            }
+            // Callers wait for all the others, and are told.
+            Op::Enqueue(_)
+            | Op::Cancel(_)
+            | Op::Retry(..)
+            | Op::Delete(_)
+            | Op::Bulk(_)
+            | Op::Save { .. }
+            | Op::SetPaused { .. }
+            | Op::Register(_)
+            | Op::Recover(_) => return,
         };
         // A handler whose result is lost runs again: none is to run until somebody has looked at the file.
         log::error!("{problem}; nothing is claimed until the queue is resumed or opened again");

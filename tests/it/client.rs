@@ -122,10 +122,8 @@ fn a_pause_by_a_client_holds_in_the_running_process() {
     // Later than any claim that was under way.
     queue.pause_type("another").unwrap();
     assert_eq!(queue.status(id).unwrap(), Some(JobStatus::Pending));
-    assert_eq!(
-        client.explain(id).unwrap().hindrances,
-        [Hindrance::QueuePaused]
-    );
+    let reasons = client.explain(id).unwrap().hindrances;
+    assert!(reasons.contains(&Hindrance::QueuePaused), "{reasons:?}");
     client.resume().unwrap();
     harness.wait_for(&queue, id, JobStatus::Completed);
 }

@@ -71,11 +71,11 @@ fn no_event_is_heard_before_its_change_can_be_read() {
             let phase = job.phases.iter().find(|record| &*record.name == phase);
             phase.is_some_and(|record| record.status == PhaseStatus::Completed)
         };
-        let fits = match event.kind {
-            EventKind::Started => job.started_at.is_some(),
-            EventKind::PhaseCompleted => done(event.phase.as_deref().unwrap()),
-            EventKind::PhaseFailed | EventKind::Retrying => job.errors.len() == 1,
-            EventKind::Completed => job.status == JobStatus::Completed,
+        let fits = match event.kind.as_str() {
+            "job:started" => job.started_at.is_some(),
+            "job:phase:completed" => done(event.phase.as_deref().unwrap()),
+            "job:phase:failed" | "job:retrying" => job.errors.len() == 1,
+            "job:completed" => job.status == JobStatus::Completed,
             _ => true,
         };
         assert!(fits, "{event:?} was heard before {job:#?}");
@@ -216,8 +216,9 @@ fn a_callback_can_call_any_method_of_its_queue() {
     let (own, (tx, done)) = (queue.clone(), unbounded());
     queue
         .on_event(move |event| {
-            if event.kind == EventKind::Completed && !tx.is_full() {
-                tx.send(use_everything(&own, event.job_id)).ok();
+            if event.kind == EventKind::Completed {
+                use_everything(&own, event.job_id);
+                tx.send(()).unwrap();
             }
         })
         .unwrap();
