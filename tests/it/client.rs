@@ -110,7 +110,7 @@ fn a_client_can_retry_delete_and_act_on_many() {
 #[test]
 fn a_pause_by_a_client_holds_in_the_running_process() {
     let harness = Harness::new();
-    let (queue, _, client) = beside(&harness);
+    let (queue, jobs, client) = beside(&harness);
     client.pause().unwrap();
     let mut newest = None;
     harness.until("the queue has heard of it", || {
