@@ -212,14 +212,18 @@ impl Listeners {
         }
     }
 
+    /// Whether the calling thread is that of the callbacks.
+    pub(crate) fn is_own_thread(&self) -> bool {
+        let state = self.state.lock();
+        let thread = state.thread.as_ref();
+        thread.is_some_and(|thread| thread.thread().id() == current_thread())
+    }
+
     /// Waits until every callback has heard everything, the bus being closed. False when `is_over` came first.
     pub(crate) fn join(&self, is_over: impl Fn() -> bool) -> bool {
         let Some(thread) = self.state.lock().thread.take() else {
             return true;
         };
-        if thread.thread().id() == current_thread() {
-            return true;
-        }
         while !thread.is_finished() {
             if is_over() {
                 return false;

@@ -448,10 +448,14 @@ impl LiveTable {
         self.0.lock().timers.peek().map(|timer| timer.at.0)
     }
 
-    /// Whether a handler is inside at all, its claim over or not.
-    pub(crate) fn is_anybody_inside(&self) -> bool {
+    /// How many handlers are inside, their claims over or not.
+    pub(crate) fn inside_count(&self) -> usize {
         let state = self.0.lock();
-        !state.zombies.is_empty() || state.runs.values().any(|entry| entry.entered_at.is_some())
+        let entered = state
+            .runs
+            .values()
+            .filter(|entry| entry.entered_at.is_some());
+        state.zombies.len() + entered.count()
     }
 
     /// The flags of all handlers that are inside, their claim over or not, and the jobs of those whose claim is not.

@@ -2,12 +2,17 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::job::JobId;
 use crate::live::Task;
 use crate::runner::panic_message;
-use crate::sync::{JoinHandle, Mutex, Receiver, ThreadId, TryRecvError, current_thread, spawn};
+use crate::sync::{JoinHandle, Mutex, Receiver, TryRecvError, current_thread, pause, spawn};
+
+/// A worker that is not inside a handler ends within microseconds; we look for so long whether it has.
+const LOOK: Duration = Duration::from_millis(1);
+const LOOKS_MAX: u32 = 50;
 
 /// What a worker does with an id.
 pub(crate) trait Desk: Send + Sync {
@@ -38,7 +43,7 @@ pub(crate) struct Pool {
 
 #[derive(Default)]
 struct State {
-    threads: Vec<(ThreadId, JoinHandle<()>)>,
+    threads: Vec<JoinHandle<()>>,
     /// Each worker has a number of its own: its slot in the flight recorder.
     started: usize,
 }
@@ -65,25 +70,38 @@ impl Pool {
             }
         })?;
         state.started += 1;
-        state.threads.retain(|(_, thread)| !thread.is_finished());
-        state.threads.push((thread.thread().id(), thread));
+        state.threads.retain(|thread| !thread.is_finished());
+        state.threads.push(thread);
         Ok(())
     }
 
-    /// Joins the workers that have ended or will end by themselves; those inside a handler are left behind. The ready channel
-    /// must have been closed before.
-    pub(crate) fn join(&self, is_inside: impl Fn() -> bool) -> usize {
-        let threads = std::mem::take(&mut self.state.lock().threads);
+    /// Whether the calling thread is one of the workers.
+    pub(crate) fn is_own_thread(&self) -> bool {
         let own = current_thread();
-        let mut left = 0;
-        for (id, thread) in threads {
-            if id == own || (is_inside() && !thread.is_finished()) {
-                left += 1;
-            } else if thread.join().is_err() {
-                log::error!("a worker ended by a panic");
+        let state = self.state.lock();
+        state
+            .threads
+            .iter()
+            .any(|thread| thread.thread().id() == own)
+    }
+
+    /// Joins the workers, but for those inside a handler: they are left behind, and counted. The ready channel must have been
+    /// closed before, so that all others end by themselves.
+    pub(crate) fn join(&self, inside_count: impl Fn() -> usize) -> usize {
+        let mut threads = std::mem::take(&mut self.state.lock().threads);
+        for _ in 0..LOOKS_MAX {
+            let ended = threads.extract_if(.., |thread| thread.is_finished());
+            for thread in ended {
+                if thread.join().is_err() {
+                    log::error!("a worker ended by a panic");
+                }
             }
+            if threads.len() <= inside_count() {
+                break;
+            }
+            pause(LOOK);
         }
-        left
+        threads.len().min(inside_count())
     }
 }
 

@@ -37,7 +37,7 @@ thread_local! {
 }
 
 /// Whether the calling thread is inside a handler.
-pub(crate) fn is_inside_handler() -> bool {
+fn is_inside_handler() -> bool {
     IS_INSIDE.with(Cell::get)
 }
 

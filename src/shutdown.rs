@@ -48,6 +48,28 @@ pub struct ShutdownReport {
     pub took: Duration,
 }
 
+/// Who asks for the end: one who waits for it cannot be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asker {
+    /// A handler of this queue.
+    Handler,
+    /// A callback of this queue.
+    Callback,
+    Other,
+}
+
+impl Asker {
+    fn of_this_thread(engine: &Engine, listeners: &Listeners) -> Asker {
+        if listeners.is_own_thread() {
+            Asker::Callback
+        } else if engine.pool.is_own_thread() {
+            Asker::Handler
+        } else {
+            Asker::Other
+        }
+    }
+}
+
 /// The one shutdown of a queue, for everyone who asks for it.
 #[derive(Default)]
 pub(crate) struct Shutdown {
@@ -78,10 +100,9 @@ impl Shutdown {
             state.is_asked = true;
             drop(state);
             let (shutdown, engine, listeners) = (self.clone(), engine.clone(), listeners.clone());
-            // A handler that asks for the end cannot be waited for.
-            let own = usize::from(crate::runner::is_inside_handler());
+            let asked_by = Asker::of_this_thread(&engine, &listeners);
             spawn("stepwell-shutdown", move || {
-                let report = shutdown.end(&engine, &listeners, started, own);
+                let report = shutdown.end(&engine, &listeners, started, asked_by);
                 shutdown.state.lock().report = Some(report);
                 shutdown.bell.notify_all();
             })?;
@@ -128,15 +149,16 @@ impl Shutdown {
             .is_some_and(|deadline| monotonic() >= deadline + grace)
     }
 
-    /// The steps. `own`: handlers that cannot return before we do.
+    /// The steps.
     fn end(
         &self,
         engine: &Arc<Engine>,
         listeners: &Listeners,
         started: Instant,
-        own: usize,
+        asked_by: Asker,
     ) -> ShutdownReport {
         let mut report = ShutdownReport::default();
+        let own = usize::from(asked_by == Asker::Handler);
         engine.stop_intake();
         engine.give_back_paused();
         let is_done = |left: usize| engine.live.inside().len() <= left && engine.live.len() <= left;
@@ -156,9 +178,11 @@ impl Shutdown {
         }
         engine.stop_workers();
         engine.stop_threads();
-        report.handlers_left = engine.pool.join(|| engine.live.is_anybody_inside());
+        report.handlers_left = engine.pool.join(|| engine.live.inside_count());
         engine.bus.close();
-        report.listeners_cut = !listeners.join(|| self.is_over(LISTEN_GRACE));
+        // A callback that has asked for the end chose to hear no more.
+        report.listeners_cut =
+            asked_by != Asker::Callback && !listeners.join(|| self.is_over(LISTEN_GRACE));
         engine.close_store();
         report.took = started.elapsed();
         report

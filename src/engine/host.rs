@@ -149,20 +149,24 @@ impl Host for Engine {
         }
     }
 
-    fn claims_failed(&self, error: &Error) {
-        log::error!(
-            "a due job cannot be read, nothing is claimed until the queue is resumed or opened again: {error}"
-        );
-        self.state.lock().claim_failure = Some(error.to_string());
-    }
-
     fn refused(&self, op: &Op, error: &Error) {
-        match op {
-            Op::Settle(settle) => return self.let_go(settle, error),
-            Op::Prune(_) => return self.prune_failed(error),
+        let mut let_go = None;
+        let problem = match op {
+            Op::Settle(settle) => {
+                // Let it go, or it would be under way for ever.
+                let_go = settle.input.epoch().map(|epoch| (settle.id, epoch));
+                format!("job {}: its outcome cannot be recorded: {error}", settle.id)
+            }
             Op::SetPlan { id, .. } => {
                 self.state.lock().planning.remove(id);
+                format!("job {id}: its plan cannot be recorded: {error}")
             }
+            Op::Prune(_) => {
+                log::error!("what is over cannot be deleted, this is tried again later: {error}");
+                self.state.lock().pruner.failed(self.clock.now());
+                return;
+            }
+            // Callers wait for all the others, and are told.
             Op::Enqueue(_)
             | Op::Cancel(_)
             | Op::Retry(..)
@@ -172,9 +176,21 @@ impl Host for Engine {
             | Op::SetPaused { .. }
             | Op::Register(_)
             | Op::Recover(_)
-            | Op::Probe => {}
+            | Op::Probe => return,
+        };
+        // A handler whose result is lost runs again: none is to run until somebody has looked at the file.
+        log::error!("{problem}; nothing is claimed until the queue is resumed or opened again");
+        self.state.lock().claim_failure = Some(problem);
+        if let Some((id, epoch)) = let_go {
+            self.claim_left(id, epoch);
         }
-        log::error!("an operation that nobody waits for failed: {error}");
+    }
+
+    fn claims_failed(&self, error: &Error) {
+        log::error!(
+            "a due job cannot be read, nothing is claimed until the queue is resumed or opened again: {error}"
+        );
+        self.state.lock().claim_failure = Some(error.to_string());
     }
 
     fn died(&self) {
@@ -245,8 +261,6 @@ impl Engine {
             (Op::Settle(settle), Ok(Done::Settled(row))) => {
                 offers.extend(self.settled(settle, row.as_ref(), now));
             }
-            (Op::Settle(settle), Err(error)) => self.let_go(&settle, error),
-            (Op::Prune(_), Err(error)) => self.prune_failed(error),
             (Op::Enqueue(jobs), Ok(Done::Enqueued(enqueued))) => {
                 let mut state = self.state.lock();
                 for (planned, _) in jobs
@@ -269,7 +283,10 @@ impl Engine {
                     self.state.lock().planning.remove(&id);
                 }
             }
-            (Op::SetPlan { id, .. }, _) => {
+            (op @ (Op::Settle(_) | Op::SetPlan { .. } | Op::Prune(_)), Err(error)) => {
+                self.refused(&op, error);
+            }
+            (Op::SetPlan { id, .. }, Ok(_)) => {
                 let mut state = self.state.lock();
                 state.planning.remove(&id);
                 state.backlog.unknown();
@@ -288,24 +305,6 @@ impl Engine {
             }
             (_, Ok(_) | Err(_)) => {}
         }
-    }
-
-    /// Something is damaged, and an outcome cannot be kept: let the job go, or it would be under way for ever. No other one is
-    /// begun, whose outcome would be lost, too.
-    fn let_go(&self, settle: &Settle, error: &Error) {
-        log::error!(
-            "job {}: its outcome cannot be recorded, nothing is claimed until the queue is resumed or opened again: {error}",
-            settle.id
-        );
-        self.state.lock().claim_failure = Some(error.to_string());
-        if let Some(epoch) = settle.input.epoch() {
-            self.claim_left(settle.id, epoch);
-        }
-    }
-
-    fn prune_failed(&self, error: &Error) {
-        log::error!("what is old cannot be deleted, this is tried again later: {error}");
-        self.state.lock().pruner.failed(self.clock.now());
     }
 
     /// The outcome of a phase is on disk; without a row it was stale. Answers the job if it offers its next phase.

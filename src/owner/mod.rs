@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync;
+use crate::sync::{self, AtomicBool, Ordering};
 use crate::time::Timestamp;
 
 pub(crate) use recorder::{Inside, Recorder};
@@ -57,6 +57,7 @@ const PAUSE: Duration = Duration::from_millis(4);
 pub(crate) struct Owner {
     file: Arc<File>,
     generation: u64,
+    is_released: Arc<AtomicBool>,
 }
 
 /// How the process before this one ended.
@@ -155,6 +156,7 @@ impl Owner {
             Owner {
                 file: Arc::new(file),
                 generation,
+                is_released: Arc::default(),
             },
             predecessor,
         ))
@@ -167,11 +169,12 @@ impl Owner {
 
     /// A recorder of what this owner's workers are inside.
     pub(crate) fn recorder(&self) -> Recorder {
-        Recorder::new(self.file.clone(), self.generation)
+        Recorder::new(self.file.clone(), self.generation, self.is_released.clone())
     }
 
     /// A clean end. Without it the next owner takes this one for dead, which is right, too.
     pub(crate) fn release(self) {
+        self.is_released.store(true, Ordering::Release);
         if let Err(error) = self.write_header(true) {
             log::debug!("the owner file cannot be closed: {error}");
         }

@@ -28,14 +28,17 @@ pub(crate) struct Inside {
 pub(crate) struct Recorder {
     file: Arc<File>,
     generation: u64,
+    /// The file may be another owner's by now.
+    is_released: Arc<AtomicBool>,
     has_failed: AtomicBool,
 }
 
 impl Recorder {
-    pub(crate) fn new(file: Arc<File>, generation: u64) -> Recorder {
+    pub(crate) fn new(file: Arc<File>, generation: u64, is_released: Arc<AtomicBool>) -> Recorder {
         Recorder {
             file,
             generation,
+            is_released,
             has_failed: AtomicBool::new(false),
         }
     }
@@ -51,6 +54,10 @@ impl Recorder {
     }
 
     fn write(&self, slot: usize, bytes: &[u8; SLOT_BYTES]) {
+        // A handler that its queue has left behind comes back when it likes.
+        if self.is_released.load(Ordering::Acquire) {
+            return;
+        }
         let at = SLOTS_AT + (slot * SLOT_BYTES) as u64;
         if let Err(error) = write_at(&self.file, bytes, at)
             && !self.has_failed.swap(true, Ordering::Relaxed)

@@ -110,9 +110,18 @@ pub(crate) fn run_again(harness: &Harness, id: JobId) -> (JobQueue, Seen) {
 
 /// A job whose process was killed while its second phase ran.
 pub(crate) fn killed_inside_the_second_phase(harness: &Harness) -> JobId {
+    killed_inside_the_second_phase_while(harness, || {})
+}
+
+/// As above; before the kill something else happens.
+pub(crate) fn killed_inside_the_second_phase_while(
+    harness: &Harness,
+    meanwhile: impl FnOnce(),
+) -> JobId {
     let id = harness.client().enqueue("steps", &json!({"n": 1})).unwrap();
     let mut process = OtherProcess::start(harness, PLAYER, "inside the second phase");
     assert_eq!(process.hear().as_deref(), Some("inside"));
+    meanwhile();
     process.kill();
     id
 }

@@ -6,12 +6,15 @@
     reason = "tests start threads, look at the clock, talk to their parent process, and end by a panic"
 )]
 
+mod abandon;
+mod bad_input;
 mod cancel;
 mod client;
 mod concurrency;
 mod crash;
 mod damage;
 mod enqueue;
+mod events;
 mod fencing;
 mod outside;
 mod pause;
@@ -20,6 +23,7 @@ mod retention;
 mod retry;
 mod schedule;
 mod seed;
+mod shutdown;
 mod support;
 mod tidy;
 mod typed;

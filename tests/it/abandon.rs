@@ -1,0 +1,242 @@
+//! Handlers that do not stop when they are told to: fenced, counted, and their workers replaced.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stepwell::{
+    CancelOutcome, EventKind, Hindrance, JobHandle, JobId, JobQueue, JobStatus, JobType, Phase,
+};
+
+use crate::crash;
+use crate::support::{Gate, Harness, ONE, assert_sound, at_once};
+
+const S: Duration = Duration::from_secs(1);
+const TIMED: Phase<Value> = Phase::new("one").timeout(Duration::from_secs(5));
+
+struct Scene {
+    harness: Harness,
+    queue: JobQueue,
+    /// Their handlers wait at the gate, whatever they are told; 5 s are allowed.
+    deaf: JobHandle<Value, Value>,
+    quick: JobHandle<Value, Value>,
+    gate: Gate,
+}
+
+/// One worker, and at most so many abandoned handlers that are replaced.
+fn scene(max_abandoned: usize) -> Scene {
+    let harness = Harness::with_fake_clock();
+    let gate = Gate::new();
+    let inside = gate.clone();
+    let mut builder = harness.builder().workers(1).max_abandoned(max_abandoned);
+    let deaf = builder.register(JobType::<Value>::new("deaf").retry(at_once(3)).phase(
+        TIMED,
+        move |cx| {
+            inside.pass(cx);
+            Ok(json!(cx.attempt()))
+        },
+    ));
+    let quick = builder.register(JobType::<Value>::new("quick").phase(ONE, |_| Ok(Value::Null)));
+    let queue = builder.open().unwrap();
+    Scene {
+        harness,
+        queue,
+        deaf,
+        quick,
+        gate,
+    }
+}
+
+impl Scene {
+    /// A job whose handler has come to the gate.
+    fn stuck(&self) -> JobId {
+        let id = self.deaf.enqueue(&Value::Null).unwrap();
+        assert_eq!(self.gate.wait(&self.harness), id);
+        id
+    }
+
+    /// Lets the time of the newest handler pass, and then the time that it has to notice.
+    fn time_out(&self, id: JobId) {
+        let head = self.queue.stats().unwrap().head_seq;
+        self.harness.clock().advance(5 * S);
+        self.harness
+            .wait_event_after(&self.queue, id, EventKind::PhaseFailed, head);
+        self.harness.clock().advance(2 * S);
+    }
+
+    fn wait_abandoned(&self, count: usize) {
+        self.harness.until("so many handlers are abandoned", || {
+            self.abandoned() == count
+        });
+    }
+
+    fn abandoned(&self) -> usize {
+        self.queue.stats().unwrap().abandoned
+    }
+}
+
+#[test]
+fn a_handler_that_ignores_its_timeout_is_counted_and_its_worker_replaced() {
+    let scene = scene(4);
+    let id = scene.stuck();
+    assert_eq!(scene.abandoned(), 0);
+    scene.time_out(id);
+    scene.wait_abandoned(1);
+    let job = scene.queue.get(id).unwrap().unwrap();
+    assert_eq!((job.status, job.errors.len()), (JobStatus::Pending, 1));
+    let reasons = scene.queue.explain(id).unwrap().hindrances;
+    assert!(
+        reasons.contains(&Hindrance::HandlerNotReturned),
+        "{reasons:?}"
+    );
+    // The pool has its one worker again.
+    scene
+        .harness
+        .run_one(&scene.queue, &scene.quick, &Value::Null);
+
+    scene.gate.open();
+    assert_eq!(scene.gate.wait(&scene.harness), id, "its second try");
+    scene.wait_abandoned(0);
+    scene.gate.open();
+    let job = scene
+        .harness
+        .wait_for(&scene.queue, id, JobStatus::Completed);
+    assert_eq!(job.phases[0].result, Some(json!(2)));
+    assert_sound(&scene.queue);
+}
+
+#[test]
+fn a_handler_that_ignores_a_cancel_is_replaced_too() {
+    let scene = scene(4);
+    let id = scene.stuck();
+    assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    scene.harness.clock().advance(2 * S);
+    scene.wait_abandoned(1);
+    scene
+        .harness
+        .run_one(&scene.queue, &scene.quick, &Value::Null);
+    scene.gate.open();
+    scene.wait_abandoned(0);
+}
+
+#[test]
+fn a_handler_that_stops_in_time_is_not_abandoned() {
+    let scene = scene(4);
+    let id = scene.stuck();
+    assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    scene.gate.open();
+    scene
+        .harness
+        .run_one(&scene.queue, &scene.quick, &Value::Null);
+    scene.harness.clock().advance(10 * S);
+    scene
+        .harness
+        .run_one(&scene.queue, &scene.quick, &Value::Null);
+    assert_eq!(scene.abandoned(), 0);
+}
+
+#[test]
+fn the_pool_is_as_large_as_before_when_all_have_returned() {
+    let scene = scene(4);
+    let ids = [(); 3].map(|()| {
+        let id = scene.stuck();
+        assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+        scene.harness.clock().advance(2 * S);
+        id
+    });
+    scene.wait_abandoned(3);
+    for _ in ids {
+        scene.gate.open();
+    }
+    scene.wait_abandoned(0);
+    // One worker: while it is busy, nobody else takes a job.
+    let held = scene.stuck();
+    let waits = scene.quick.enqueue(&Value::Null).unwrap();
+    scene.queue.pause_type("another").unwrap();
+    assert_eq!(
+        scene.queue.explain(waits).unwrap().hindrances,
+        [Hindrance::NoWorkerFree { workers: 1 }]
+    );
+    scene.gate.open();
+    for id in [held, waits] {
+        scene
+            .harness
+            .wait_for(&scene.queue, id, JobStatus::Completed);
+    }
+}
+
+#[test]
+fn no_more_workers_are_replaced_than_allowed_and_the_pool_comes_back() {
+    let scene = scene(1);
+    for _ in 1..=2 {
+        let id = scene.stuck();
+        assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+        scene.harness.clock().advance(2 * S);
+        scene.wait_abandoned(1);
+    }
+    // Both workers are lost: the first one, and the only one that was started in its place.
+    let waits = scene.quick.enqueue(&Value::Null).unwrap();
+    scene.queue.pause_type("another").unwrap();
+    assert_ne!(
+        scene.queue.status(waits).unwrap(),
+        Some(JobStatus::Completed)
+    );
+    assert_eq!(scene.abandoned(), 1, "the second one keeps its worker");
+    scene.gate.open();
+    scene.gate.open();
+    scene.wait_abandoned(0);
+    scene
+        .harness
+        .wait_for(&scene.queue, waits, JobStatus::Completed);
+    assert_sound(&scene.queue);
+}
+
+#[test]
+fn a_queue_closes_beside_an_abandoned_handler() {
+    let scene = scene(4);
+    let id = scene.stuck();
+    assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    scene.harness.clock().advance(2 * S);
+    scene.wait_abandoned(1);
+    let report = scene.queue.shutdown(scene.harness.left()).unwrap();
+    assert_eq!(report.interrupted, [], "its claim was over long ago");
+    assert_eq!(report.handlers_left, 1);
+    let queue = scene.harness.open_without_workers();
+    assert_eq!(queue.status(id).unwrap(), Some(JobStatus::Cancelled));
+    scene.gate.open();
+}
+
+/// Its worker wrote "inside of nothing" into the file that names what the workers of the next owner are inside of; when that
+/// one died, nobody knew where.
+#[test]
+fn a_handler_that_outlives_its_queue_spoils_no_evidence_of_the_next() {
+    let harness = Harness::with_fake_clock();
+    let (gate, life) = (Gate::new(), Arc::new(()));
+    let (inside, alive) = (gate.clone(), Arc::downgrade(&life));
+    let mut builder = harness.builder().workers(1);
+    let deaf = builder.register(JobType::<Value>::new("deaf").phase(ONE, move |cx| {
+        let _alive = &life;
+        inside.pass(cx);
+        Ok(Value::Null)
+    }));
+    let queue = builder.open().unwrap();
+    let id = deaf.enqueue(&Value::Null).unwrap();
+    gate.wait(&harness);
+    assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    harness.clock().advance(2 * S);
+    harness.until("its worker is replaced", || {
+        queue.stats().unwrap().abandoned == 1
+    });
+    queue.shutdown(harness.left()).unwrap();
+    drop(queue);
+
+    let killed = crash::killed_inside_the_second_phase_while(&harness, || {
+        gate.open();
+        harness.until("the last thread of the closed queue has ended", || {
+            alive.strong_count() == 0
+        });
+    });
+    let (_queue, seen) = crash::run_again(&harness, killed);
+    let interruption = seen.interruption.expect("it is known where it died");
+    assert_eq!(&*interruption.phase, "two");
+}
