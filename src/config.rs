@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobStatus, PhaseName};
-use crate::new_job::NewJob;
 
 /// Phases that one job can have: the store keeps a phase under `job id * 256 + index`, so that it is found without an index.
 pub(crate) const PHASES_MAX: usize = 256;
@@ -311,32 +310,6 @@ pub(crate) fn check_json(what: &str, json: &str, bytes_max: usize) -> Result<()>
         ErrorKind::InvalidJob,
         format!("{what}: {problem}"),
     ))
-}
-
-/// Whether a new job can be stored as it is.
-pub(crate) fn check_new_job(job: &NewJob, limits: &Limits) -> Result<()> {
-    check_name("job type", &job.job_type)?;
-    if job.input.len() > limits.payload_bytes_max || job.input.len() > JSON_DEPTH_MAX {
-        check_json(
-            &format!("job type {:?}: input", job.job_type),
-            &job.input,
-            limits.payload_bytes_max,
-        )?;
-    }
-    if let Some(phases) = &job.phases {
-        check_plan(&job.job_type, phases)?;
-    }
-    if let Some(unique) = &job.unique
-        && !(1..=UNIQUE_KEY_BYTES_MAX).contains(&unique.key.len())
-    {
-        let problem = format!(
-            "job type {:?}: unique key has {} bytes: expected 1 to {UNIQUE_KEY_BYTES_MAX}",
-            job.job_type,
-            unique.key.len()
-        );
-        return Err(Error::new(ErrorKind::InvalidJob, problem));
-    }
-    Ok(())
 }
 
 /// How deep arrays and objects nest in valid JSON text.

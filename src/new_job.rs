@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::config::{self, JSON_DEPTH_MAX, Limits, UNIQUE_KEY_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobId, PhaseName};
 use crate::time::Timestamp;
@@ -144,6 +145,39 @@ impl NewJob {
     pub fn phases(mut self, phases: impl IntoIterator<Item = PhaseName>) -> NewJob {
         self.phases = Some(phases.into_iter().collect());
         self
+    }
+
+    /// Checks what enqueueing would check, by the default limits: names, sizes, the unique key. For those who read many jobs
+    /// from somewhere, and want to tell which of them is bad.
+    ///
+    /// # Errors
+    /// `InvalidJob`.
+    pub fn validate(&self) -> Result<()> {
+        self.check(&Limits::default())
+    }
+
+    /// Whether it can be stored as it is.
+    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
+        let what = || format!("job type {:?}", self.job_type);
+        config::check_name("job type", &self.job_type)?;
+        if self.input.len() > limits.payload_bytes_max || self.input.len() > JSON_DEPTH_MAX {
+            let what = format!("{}: input", what());
+            config::check_json(&what, &self.input, limits.payload_bytes_max)?;
+        }
+        if let Some(phases) = &self.phases {
+            config::check_plan(&self.job_type, phases)?;
+        }
+        if let Some(unique) = &self.unique
+            && !(1..=UNIQUE_KEY_BYTES_MAX).contains(&unique.key.len())
+        {
+            let problem = format!(
+                "{}: unique key has {} bytes: expected 1 to {UNIQUE_KEY_BYTES_MAX}",
+                what(),
+                unique.key.len()
+            );
+            return Err(Error::new(ErrorKind::InvalidJob, problem));
+        }
+        Ok(())
     }
 }
 

@@ -107,7 +107,7 @@ pub(crate) fn enqueue(to: &dyn Requests, jobs: Vec<NewJob>) -> Result<Vec<Enqueu
 
 /// Checks a new job, and works out its phases if its type is known here.
 fn plan(to: &dyn Requests, mut job: NewJob) -> Result<PlannedJob> {
-    config::check_new_job(&job, to.limits())?;
+    job.check(to.limits())?;
     let plan = match (&job.phases, to.job_type(&job.job_type)) {
         (_, Some(def)) => {
             job.deadline = job.deadline.or(def.deadline);

@@ -77,8 +77,8 @@ pub(crate) fn job(
     } else {
         None
     };
-    let errors: Vec<_> = errors.into_iter().rev().map(|(error, _)| error).collect();
     let phases = phases(row, plan, results, &errors);
+    let errors = errors.into_iter().rev().map(|(error, _)| error).collect();
     Job {
         summary: summary(row, job_type),
         input,
@@ -94,7 +94,7 @@ fn phases(
     row: &JobRow,
     plan: &Plan,
     results: Vec<(u32, PhaseDone)>,
-    errors: &[JobError],
+    errors: &[StoredError],
 ) -> Vec<PhaseRecord> {
     let mut results: std::collections::HashMap<u32, PhaseDone> = results.into_iter().collect();
     let mut records = Vec::with_capacity(plan.len());
@@ -115,21 +115,21 @@ fn phases(
             record.finished_at = Some(done.finished_at);
             record.result = serde_json::from_str(&done.result).ok();
         } else {
+            if index == row.phase_index && row.phase_attempt > 0 {
+                record.attempt = row.attempt;
+            }
+            // An error of an earlier attempt series is not this one's.
             let last_error = errors
                 .iter()
-                .rev()
-                .find(|error| error.phase.as_ref() == Some(&phase.name));
-            let last_error = last_error.filter(|_| index == row.phase_index);
-            record.attempt = if index == row.phase_index && row.phase_attempt > 0 {
-                row.attempt
+                .find(|(error, _)| error.phase.as_ref() == Some(&phase.name))
+                .filter(|_| record.attempt > 0);
+            record.started_at = if record.status == PhaseStatus::Running {
+                row.phase_started_at
             } else {
-                0
+                last_error.and_then(|(_, since)| *since)
             };
-            record.started_at = row
-                .phase_started_at
-                .filter(|_| record.status == PhaseStatus::Running);
             record.finished_at = row.finished_at;
-            record.error = last_error.map(|error| error.message.clone());
+            record.error = last_error.map(|(error, _)| error.message.clone());
         }
         records.push(record);
     }

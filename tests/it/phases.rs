@@ -136,7 +136,13 @@ fn the_phases_after_a_failed_one_are_skipped() {
     let statuses: Vec<_> = job.phases.iter().map(|phase| phase.status).collect();
     use PhaseStatus::{Completed, Failed, Skipped};
     assert_eq!(statuses, [Completed, Failed, Skipped]);
-    assert_eq!(job.phases[1].error.as_deref(), Some("broken"));
+    let broken = &job.phases[1];
+    assert_eq!(broken.error.as_deref(), Some("broken"));
+    assert!(job.started_at <= broken.started_at && broken.started_at <= broken.finished_at);
+    assert!(
+        broken.started_at.is_some(),
+        "when the failed try entered it"
+    );
     assert_eq!(job.errors[0].kind, ErrorCause::Error);
     assert_sound(&queue);
 }

@@ -93,7 +93,7 @@ impl Commit<'_> {
                     backtrace: None,
                 },
                 phase,
-                before.attempt,
+                &before,
                 self.now,
             );
             extra.data = failed_data(&transition, Some(&error));

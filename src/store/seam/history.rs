@@ -14,7 +14,7 @@ use crate::transition::{JobRow, Transition};
 pub(super) fn fault_row(
     fault: &Fault,
     phase: Option<Arc<str>>,
-    attempt: u32,
+    before: &JobRow,
     at: Timestamp,
 ) -> ErrorRow {
     let Fault {
@@ -24,9 +24,9 @@ pub(super) fn fault_row(
     } = fault;
     ErrorRow {
         phase,
-        attempt,
+        attempt: before.attempt,
         at,
-        since: None,
+        since: before.phase_started_at,
         cause: *cause,
         message: message.clone(),
         backtrace: backtrace.clone(),

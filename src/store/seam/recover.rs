@@ -47,7 +47,7 @@ impl Commit<'_> {
                     message,
                     backtrace: None,
                 };
-                let limit = fault_row(&fault, phase, before.attempt, self.now);
+                let limit = fault_row(&fault, phase, &before, self.now);
                 data = Some(
                     json!({"reason": recover.reason, "entered": entered, "charged": charged, "since": since,
                         "kind": limit.cause, "message": limit.message})

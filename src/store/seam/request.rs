@@ -157,7 +157,7 @@ impl Commit<'_> {
                     message: problem.clone(),
                     backtrace: None,
                 };
-                let error = fault_row(&fault, None, before.attempt, self.now);
+                let error = fault_row(&fault, None, &before, self.now);
                 let data = Some(json!({"kind": error.cause, "message": error.message}).to_string());
                 let extra = Extra {
                     data,

@@ -31,7 +31,7 @@ impl Commit<'_> {
         let mut error = settle
             .error
             .as_ref()
-            .map(|fault| fault_row(fault, phase.clone(), before.attempt, self.now));
+            .map(|fault| fault_row(fault, phase.clone(), &before, self.now));
         let data = match input {
             Input::PhaseFailed { .. } => {
                 if let (Some(error), Some(cause)) = (&mut error, transition.cause) {

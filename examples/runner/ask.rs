@@ -1,0 +1,131 @@
+//! Commands that change something: submit, cancel, retry, delete, pause, resume.
+
+use serde_json::json;
+use stepwell::{BulkAction, CancelOutcome, Client, Enqueued, ErrorKind, JobId, RetryFrom};
+
+use crate::args::RetryOptions;
+use crate::output::{Output, complain, count, remark};
+use crate::{FAILED, Failure, Result, job_line};
+
+pub fn submit(client: &Client, file: &str, out: &mut Output) -> Result<u8> {
+    let enqueued = client.enqueue_all(job_line::read(file)?)?;
+    for Enqueued { id, is_new } in &enqueued {
+        if out.is_json() {
+            out.json(&json!({"id": id, "is_new": is_new}))?;
+        } else {
+            out.line(&id.to_string())?;
+        }
+    }
+    tell_enqueued(&enqueued, out);
+    Ok(0)
+}
+
+pub fn tell_enqueued(enqueued: &[Enqueued], out: &Output) {
+    let new = enqueued.iter().filter(|enqueued| enqueued.is_new).count();
+    let old = enqueued.len() - new;
+    if old > 0 {
+        remark(&format!(
+            "{} enqueued, {old} there already by their unique keys",
+            count(new, "job")
+        ));
+    } else if !out.is_json() {
+        remark(&format!("{} enqueued", count(new, "job")));
+    }
+}
+
+pub fn cancel(client: &Client, ids: &[JobId], out: &mut Output) -> Result<u8> {
+    let mut code = 0;
+    for id in ids {
+        let (name, status) = match client.cancel(*id)? {
+            CancelOutcome::Cancelled => ("cancelled", None),
+            CancelOutcome::AlreadyFinished(status) => ("already_finished", Some(status)),
+            CancelOutcome::NotFound => ("not_found", None),
+        };
+        if out.is_json() {
+            out.json(&json!({"id": id, "outcome": name, "status": status}))?;
+        }
+        match (name, status) {
+            ("cancelled", _) if out.is_json() => {}
+            ("cancelled", _) => out.line(&format!("job {id} is cancelled"))?,
+            (_, Some(status)) => {
+                complain(&format!("job {id} is over already: it is {status}"));
+                code = FAILED;
+            }
+            (_, None) => {
+                complain(&format!("job {id}: there is no such job"));
+                code = FAILED;
+            }
+        }
+    }
+    Ok(code)
+}
+
+pub fn retry(client: &Client, options: &RetryOptions, out: &mut Output) -> Result<u8> {
+    let from = if options.from_start {
+        RetryFrom::Start
+    } else {
+        RetryFrom::Failed
+    };
+    let Some(status) = options.status else {
+        return each(&options.ids, out, "is tried again", |id| {
+            client.retry(id, from)
+        });
+    };
+    let job_type = options.job_type.as_deref();
+    let retried = client.bulk(BulkAction::Retry(from), status, job_type, options.expect)?;
+    if out.is_json() {
+        out.json(&json!({"retried": retried}))?;
+    } else {
+        out.line(&format!("{} tried again", count(retried, "job")))?;
+    }
+    Ok(0)
+}
+
+pub fn delete(client: &Client, ids: &[JobId], out: &mut Output) -> Result<u8> {
+    each(ids, out, "is deleted", |id| client.delete(id))
+}
+
+/// Does it to each; a job that refuses does not keep the others from it.
+fn each(
+    ids: &[JobId],
+    out: &mut Output,
+    what: &str,
+    action: impl Fn(JobId) -> stepwell::Result<()>,
+) -> Result<u8> {
+    let mut code = 0;
+    for id in ids {
+        let done = action(*id);
+        if let Err(error) = &done
+            && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict)
+        {
+            return Err(Failure::new(format!("job {id}: {error}")));
+        }
+        if out.is_json() {
+            let problem = done.as_ref().err().map(ToString::to_string);
+            out.json(&json!({"id": id, "done": done.is_ok(), "error": problem}))?;
+        } else if done.is_ok() {
+            out.line(&format!("job {id} {what}"))?;
+        }
+        if let Err(error) = done {
+            complain(&error.to_string());
+            code = FAILED;
+        }
+    }
+    Ok(code)
+}
+
+pub fn set_paused(client: &Client, is_paused: bool, out: &mut Output) -> Result<u8> {
+    if is_paused {
+        client.pause()?;
+    } else {
+        client.resume()?;
+    }
+    if out.is_json() {
+        out.json(&json!({"paused": is_paused}))?;
+    } else if is_paused {
+        out.line("paused: jobs that run go on to the end of their phase, and nothing starts until resume")?;
+    } else {
+        out.line("resumed")?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,130 @@
+//! `runner`: durable pipelines of shell commands.
+//!
+//! Each phase of a job is a command. What a command prints is the result of its phase, and the commands after it find it in
+//! their environment. A job goes on where it was after a crash, a power cut or Ctrl-C.
+//!
+//! ```text
+//! cargo run --release --example runner -- --db jobs.db submit jobs.jsonl
+//! cargo run --release --example runner -- --db jobs.db work
+//! ```
+#![forbid(unsafe_code)]
+#![allow(unreachable_pub, reason = "nothing is public in a program")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program has its own clock, threads and pauses"
+)]
+
+mod args;
+mod ask;
+mod command;
+mod group;
+mod job_line;
+mod output;
+mod show;
+mod work;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use stepwell::Client;
+
+use args::{Args, Verb};
+use output::Output;
+
+/// The exit code of a command that failed, or that found what it was asked about to be wrong.
+const FAILED: u8 = 1;
+/// The exit code for bad usage and bad input.
+const USAGE: u8 = 2;
+/// The exit code after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+/// Why a command ends early: what to say, and the exit code.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+type Result<T> = std::result::Result<T, Failure>;
+
+impl Failure {
+    /// The user's mistake.
+    fn usage(message: impl Into<String>) -> Failure {
+        Failure {
+            code: USAGE,
+            message: message.into(),
+        }
+    }
+
+    /// Anything else.
+    fn new(message: impl Into<String>) -> Failure {
+        Failure {
+            code: FAILED,
+            message: message.into(),
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::new(error.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    if group::is_guard() {
+        return group::guard();
+    }
+    let args = Args::parse();
+    let mut out = Output::new(args.json);
+    let done = run(&args, &mut out);
+    match done.and_then(|code| out.flush().map(|()| code)) {
+        Ok(code) => ExitCode::from(code),
+        // Whoever read our output has seen enough.
+        Err(_) if out.is_cut() => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::complain(&failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Answers the exit code.
+fn run(args: &Args, out: &mut Output) -> Result<u8> {
+    let Some(db) = &args.db else {
+        return Err(Failure::usage("which queue? name its file: --db FILE"));
+    };
+    match &args.verb {
+        Verb::Submit { file } => ask::submit(&Client::open(db)?, file, out),
+        Verb::Work(options) => work::work(db, options, out),
+        Verb::Run { file, options } => work::run(db, file, options, out),
+        Verb::List {
+            status,
+            job_type,
+            limit,
+        } => show::list(&open(db)?, *status, job_type.as_deref(), *limit, out),
+        Verb::Show { id } => show::job(&open(db)?, *id, out),
+        Verb::Events { after, follow } => show::events(&open(db)?, *after, *follow, out),
+        Verb::Stats => show::stats(&open(db)?, out),
+        Verb::Explain { id } => show::explain(&open(db)?, *id, out),
+        Verb::Check => show::check(&open(db)?, out),
+        Verb::Cancel { ids } => ask::cancel(&open(db)?, ids, out),
+        Verb::Retry(retry) => ask::retry(&open(db)?, retry, out),
+        Verb::Delete { ids } => ask::delete(&open(db)?, ids, out),
+        Verb::Pause => ask::set_paused(&open(db)?, true, out),
+        Verb::Resume => ask::set_paused(&open(db)?, false, out),
+    }
+}
+
+/// Opens a file that is there: a mistyped name must not become an empty queue.
+fn open(db: &Path) -> Result<Client> {
+    if !db.exists() {
+        let problem = format!(
+            "{}: there is no such file: submit, work and run make one",
+            db.display()
+        );
+        return Err(Failure::usage(problem));
+    }
+    Ok(Client::open(db)?)
+}
