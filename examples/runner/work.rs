@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stepwell::{
-    ErrorKind, Event, EventKind, JobId, JobQueue, JobStatus, JobType, ListFilter, Notice,
+    Client, ErrorKind, Event, EventKind, JobId, JobQueue, JobStatus, JobType, ListFilter, Notice,
     PhaseStatus, Subscription,
 };
 
@@ -48,11 +48,9 @@ pub fn work(db: &Path, options: &WorkOptions, out: &mut Output) -> Result<u8> {
             break false;
         }
     };
-    let queue = worker.queue.clone();
-    worker.stop()?;
-    let stats = queue.stats().ok();
-    if let (true, Some(stats)) = (out.is_json(), &stats) {
-        out.json(stats)?;
+    worker.stop(is_interrupted)?;
+    if out.is_json() {
+        out.json(&Client::open(db)?.stats()?)?;
     }
     Ok(if is_interrupted && options.until_idle {
         INTERRUPTED
@@ -75,7 +73,7 @@ pub fn run(db: &Path, file: &str, options: &RunOptions, out: &mut Output) -> Res
         runs.listen(&worker.queue, &mut events)?;
     }
     let results = runs.results(&worker.queue)?;
-    worker.stop()?;
+    worker.stop(is_interrupted)?;
     runs.tell(&results, out)?;
     Ok(
         match runs
@@ -169,7 +167,10 @@ impl Worker {
     }
 
     /// Ends gracefully; a second signal cuts it short, a third one ends the process.
-    fn stop(mut self) -> Result<()> {
+    fn stop(mut self, is_interrupted: bool) -> Result<()> {
+        if is_interrupted {
+            remark("stopping, once more to stop at once");
+        }
         let (queue, signals) = (self.queue.clone(), self.signals.take());
         std::thread::spawn(move || {
             let Some(signals) = signals else { return };

@@ -1,0 +1,127 @@
+//! One command: what it is told, what becomes of its output and its end.
+
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, is_alive, wait_until};
+
+#[test]
+fn a_command_finds_everything_in_its_environment() {
+    let bench = Bench::new();
+    let line = json!({
+        "phases": [
+            {"name": "fetch", "run": "printf '{\"n\": 5}'"},
+            {"name": "two.words", "run": "echo 'some text'; echo"},
+            {"name": "tell", "run": "echo $STEPWELL_JOB_ID,$STEPWELL_PHASE,$STEPWELL_ATTEMPT,$STEPWELL_KEY,$STEPWELL_INPUT,\
+                $STEPWELL_RESULT_FETCH,$STEPWELL_RESULT_TWO_WORDS"},
+        ],
+        "input": {"url": "http://example.com/ a"},
+    });
+    let run = bench
+        .runner_with(&line.to_string(), &["run", "-", "--json"])
+        .ok();
+    let told = r#"1,tell,1,1:tell,{"url":"http://example.com/ a"},{"n":5},some text"#;
+    assert_eq!(
+        run.json(),
+        [json!({"id": 1, "status": "completed", "result": told})]
+    );
+    let results: Vec<Value> = bench
+        .client()
+        .get("1".parse().unwrap())
+        .unwrap()
+        .unwrap()
+        .phases
+        .into_iter()
+        .map(|phase| phase.result.unwrap())
+        .collect();
+    assert_eq!(results, [json!({"n": 5}), json!("some text"), json!(told)]);
+}
+
+/// Runs one phase with two tries, and answers (tries, error).
+fn fate(command: &str) -> (u64, String) {
+    let bench = Bench::new();
+    let line =
+        json!({"phases": [{"name": "a", "run": command}], "max_attempts": 2, "backoff_ms": 1});
+    let run = bench.runner_with(&line.to_string(), &["run", "-", "--json"]);
+    assert_eq!(run.code, 1, "{run:?}");
+    let job = bench.show("1".parse().unwrap());
+    assert_eq!(job["status"], "failed");
+    let error = job["phases"][0]["error"].as_str().unwrap();
+    (job["attempt"].as_u64().unwrap(), error.to_owned())
+}
+
+#[test]
+fn the_exit_code_says_what_is_next() {
+    assert_eq!(
+        fate("echo why >&2; exit 100"),
+        (1, "exit status 100: why".to_owned()),
+        "for good"
+    );
+    assert_eq!(fate("exit 75"), (2, "exit status 75".to_owned()), "again");
+    assert_eq!(
+        fate("echo a >&2; echo b >&2; exit 1"),
+        (2, "exit status 1: a\nb".to_owned()),
+        "by policy"
+    );
+    assert_eq!(fate("kill -9 $$"), (2, "killed by signal 9".to_owned()));
+    let (_, error) = fate("no-such-command-here");
+    assert!(error.starts_with("exit status 127: "), "{error}");
+}
+
+#[test]
+fn only_the_end_of_a_long_standard_error_is_told() {
+    let (_, error) =
+        fate("i=0; while [ $i -lt 2000 ]; do echo line $i >&2; i=$((i+1)); done; exit 100");
+    assert!(
+        error.ends_with("line 1998\nline 1999") && error.len() < 5000,
+        "{error}"
+    );
+}
+
+#[test]
+fn too_much_output_ends_the_command_and_fails_for_good() {
+    let (tries, error) = fate("yes");
+    assert_eq!(tries, 1);
+    assert!(error.contains("more than 1048576 bytes"), "{error}");
+}
+
+#[test]
+fn a_result_that_no_variable_can_hold_is_told() {
+    let bench = Bench::new();
+    let line = json!({"phases": [
+        {"name": "big", "run": "head -c 200000 /dev/zero | tr '\\0' x"},
+        {"name": "next", "run": "true"},
+    ]});
+    let run = bench.runner_with(&line.to_string(), &["run", "-", "--json"]);
+    assert_eq!(run.code, 1, "{run:?}");
+    let error = run.json()[0]["error"].as_str().unwrap().to_owned();
+    assert!(
+        error.starts_with("STEPWELL_RESULT_BIG has 200000 bytes"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_command_leaves_running_ends_with_it() {
+    let bench = Bench::new();
+    // It holds the standard output open, too.
+    let line = json!({"phases": [{"name": "a", "run": "sleep 1000 & echo $!"}]});
+    let run = bench
+        .runner_with(&line.to_string(), &["run", "-", "--json"])
+        .ok();
+    let pid = run.json()[0]["result"].to_string();
+    assert!(!is_alive(&pid), "{pid}");
+}
+
+#[test]
+fn a_timeout_ends_the_whole_group() {
+    let bench = Bench::new();
+    let line = json!({"phases": [{"name": "a", "run": "sleep 1000 & echo $! > pid; wait", "timeout_ms": 300}], "max_attempts": 1});
+    let run = bench.runner_with(&line.to_string(), &["run", "-", "--json"]);
+    assert_eq!(run.code, 1, "{run:?}");
+    assert_eq!(
+        bench.show("1".parse().unwrap())["errors"][0]["kind"],
+        "timeout"
+    );
+    let pid = bench.read("pid").trim().to_owned();
+    wait_until("the timeout has ended it", || !is_alive(&pid));
+}
