@@ -7,11 +7,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::config::{Durability, Limits};
+use crate::delivery::DeliveryId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Seq};
 use crate::explain::{self, Explanation, Stats};
 use crate::job::{BulkAction, CancelOutcome, Job, JobId, JobStatus, RetryFrom};
 use crate::new_job::{Enqueued, NewJob};
+use crate::outbox::{self, DeliveryPage, DeliveryQuery, DeliveryRecord, EndpointState};
 use crate::owner;
 use crate::phase::TypeDef;
 use crate::requests::{self, JobPage, ListFilter, Requests};
@@ -206,6 +208,74 @@ impl Client {
     /// `Storage` or `Corrupt`.
     pub fn events_of(&self, id: JobId) -> Result<Vec<Event>> {
         requests::events_of(&*self.reader, id)
+    }
+
+    /// A page of webhook deliveries, newest first.
+    ///
+    /// # Errors
+    /// `InvalidJob` for a bad limit; `Storage` or `Corrupt`.
+    pub fn deliveries(&self, query: &DeliveryQuery) -> Result<DeliveryPage> {
+        outbox::deliveries(&*self.reader, query)
+    }
+
+    /// A webhook delivery with its body and its tries.
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn delivery(&self, id: DeliveryId) -> Result<Option<DeliveryRecord>> {
+        outbox::find(&*self.reader, id)
+    }
+
+    /// Sends a delivery again, from the first try on, whatever became of it. Its `webhook-id` and its body stay the same.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when its endpoint belonged to a job that is deleted; `Storage` and its kin.
+    pub fn redeliver(&self, id: DeliveryId) -> Result<()> {
+        outbox::redeliver(self, id)
+    }
+
+    /// Sends every delivery again whose event happened from `from` on and before `until`, and answers how many these are: for a
+    /// receiver that has lost some.
+    ///
+    /// # Errors
+    /// `Storage` and its kin.
+    pub fn redeliver_between(&self, from: Timestamp, until: Timestamp) -> Result<usize> {
+        outbox::redeliver_between(self, from, until)
+    }
+
+    /// The webhook endpoints of the configuration.
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn endpoints(&self) -> Result<Vec<EndpointState>> {
+        outbox::endpoints(&*self.reader)
+    }
+
+    /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys. A
+    /// queue that is opened with a configuration that does not name it disables it.
+    ///
+    /// # Errors
+    /// `InvalidJob` for a bad name; `Storage` and its kin.
+    #[cfg(feature = "webhook")]
+    pub fn put_endpoint(&self, name: &str, endpoint: crate::webhook::Endpoint) -> Result<()> {
+        outbox::put(self, name, endpoint)
+    }
+
+    /// Has deliveries written for an endpoint again, and sends what waits.
+    ///
+    /// # Errors
+    /// `NotFound`; `Storage` and its kin.
+    pub fn enable_endpoint(&self, name: &str) -> Result<()> {
+        outbox::enable(self, name, true)
+    }
+
+    /// Has no deliveries written for an endpoint, and sends none, until it is enabled again, also by other processes and after
+    /// a restart.
+    ///
+    /// # Errors
+    /// `NotFound`; `Storage` and its kin.
+    pub fn disable_endpoint(&self, name: &str) -> Result<()> {
+        outbox::enable(self, name, false)
     }
 
     /// See [`JobQueue::check`](crate::JobQueue::check).

@@ -3,8 +3,10 @@
 //! Everything has a limit. Each is a setting with a default, or a constant with its reason.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::delivery::EndpointSpec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobStatus, PhaseName};
 
@@ -48,6 +50,7 @@ pub struct Retention {
     pub(crate) failed: Keep,
     pub(crate) cancelled: Keep,
     pub(crate) events: Keep,
+    pub(crate) deliveries: Keep,
 }
 
 /// One rule of [`Retention`].
@@ -99,6 +102,7 @@ impl Default for Retention {
             failed: Keep::for_age(DAY.saturating_mul(30)).and_newest(10_000),
             cancelled: Keep::for_age(DAY.saturating_mul(7)).and_newest(10_000),
             events: Keep::for_age(DAY.saturating_mul(30)).and_newest(1_000_000),
+            deliveries: Keep::for_age(DAY.saturating_mul(7)),
         }
     }
 }
@@ -112,6 +116,7 @@ impl Retention {
             failed: Keep::FOREVER,
             cancelled: Keep::FOREVER,
             events: Keep::FOREVER,
+            deliveries: Keep::FOREVER,
         }
     }
 
@@ -140,6 +145,14 @@ impl Retention {
     #[must_use]
     pub fn events(mut self, keep: Keep) -> Retention {
         self.events = keep;
+        self
+    }
+
+    /// Webhook deliveries that are over, delivered or given up, for this long; and none longer than its event by the count of
+    /// [`events`](Retention::events). What is pending stays. Defaults to 7 days.
+    #[must_use]
+    pub fn deliveries(mut self, age: Duration) -> Retention {
+        self.deliveries = Keep::for_age(age);
         self
     }
 
@@ -188,6 +201,8 @@ pub(crate) struct Config {
     pub(crate) retention: Retention,
     pub(crate) limits: Limits,
     pub(crate) shutdown_timeout: Duration,
+    /// The webhook endpoints that belong to the configuration; none when the file's own stay as they are.
+    pub(crate) endpoints: Option<Vec<(Arc<str>, EndpointSpec)>>,
 }
 
 impl Config {
@@ -202,6 +217,7 @@ impl Config {
             retention: Retention::default(),
             limits: Limits::default(),
             shutdown_timeout: Duration::from_secs(10),
+            endpoints: None,
         }
     }
 

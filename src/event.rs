@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::JobId;
+use crate::json;
 use crate::time::Timestamp;
 
 /// The number of an event: strictly rising in the order of commits, never used twice. 0 stands before the first one.
@@ -51,6 +52,8 @@ pub enum EventKind {
     /// `job:webhook:failed`
     WebhookFailed,
 }
+
+json::name!(EventKind);
 
 impl EventKind {
     /// Every kind.
@@ -99,6 +102,15 @@ impl EventKind {
             self,
             EventKind::Completed | EventKind::Failed | EventKind::Cancelled
         )
+    }
+
+    /// A small number, the same for ever.
+    pub(crate) const fn code(self) -> i64 {
+        self as i64
+    }
+
+    pub(crate) fn from_code(code: i64) -> Option<EventKind> {
+        EventKind::ALL.into_iter().find(|kind| kind.code() == code)
     }
 
     /// The keys of a change's data that belong to this event.
@@ -236,10 +248,12 @@ pub(crate) enum Change {
     Expired = 13,
     Retried = 14,
     Deleted = 15,
+    WebhookDelivered = 16,
+    WebhookFailed = 17,
 }
 
 impl Change {
-    pub(crate) const ALL: [Change; 15] = [
+    pub(crate) const ALL: [Change; 17] = [
         Change::Created,
         Change::CreatedAndClaimed,
         Change::Claimed,
@@ -255,6 +269,8 @@ impl Change {
         Change::Expired,
         Change::Retried,
         Change::Deleted,
+        Change::WebhookDelivered,
+        Change::WebhookFailed,
     ];
 
     /// The events it stands for, in their order.
@@ -278,6 +294,8 @@ impl Change {
             Change::InterruptedAndFailed => &[EventKind::Interrupted, EventKind::Failed],
             Change::Expired => &[EventKind::Failed],
             Change::Deleted => &[EventKind::Deleted],
+            Change::WebhookDelivered => &[EventKind::WebhookDelivered],
+            Change::WebhookFailed => &[EventKind::WebhookFailed],
         }
     }
 

@@ -84,6 +84,7 @@ mod bus;
 mod client;
 mod committer;
 mod config;
+mod delivery;
 mod engine;
 mod error;
 mod event;
@@ -94,6 +95,8 @@ mod json;
 mod listener;
 mod live;
 mod new_job;
+mod outbox;
+mod outlet;
 mod owner;
 mod phase;
 mod pool;
@@ -109,9 +112,12 @@ mod sync;
 pub mod testing;
 mod time;
 mod transition;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
 pub use client::Client;
 pub use config::{Durability, Keep, Retention};
+pub use delivery::{Delivery, DeliveryId, DeliveryStatus, DeliveryTry};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, EventKind, Seq};
 pub use explain::{Explanation, Hindrance, Stats};
@@ -122,6 +128,7 @@ pub use job::{
 };
 pub use listener::{Notice, Subscription};
 pub use new_job::{Enqueued, NewJob, While};
+pub use outbox::{DeliveryPage, DeliveryQuery, DeliveryRecord, EndpointState};
 pub use phase::context::{PhaseContext, StopReason};
 pub use phase::{JobPlan, JobType, Phase, PhaseError, PhaseSpec};
 pub use queue::builder::Builder;

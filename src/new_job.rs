@@ -6,9 +6,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::{self, JSON_DEPTH_MAX, Limits, UNIQUE_KEY_BYTES_MAX};
+use crate::delivery::EndpointSpec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobId, PhaseName};
 use crate::time::Timestamp;
+
+/// Endpoints of one job: each of its events is written once for each.
+const ENDPOINTS_MAX: usize = 16;
 
 /// For how long a `unique_key` stands for the job that was enqueued with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,7 @@ pub struct NewJob {
     pub(crate) run_at: RunAt,
     pub(crate) deadline: Option<Duration>,
     pub(crate) unique: Option<UniqueKey>,
+    pub(crate) endpoints: Vec<EndpointSpec>,
 }
 
 impl NewJob {
@@ -92,6 +97,7 @@ impl NewJob {
             run_at: RunAt::Now,
             deadline: None,
             unique: None,
+            endpoints: Vec::new(),
         })
     }
 
@@ -147,6 +153,14 @@ impl NewJob {
         self
     }
 
+    /// Tells an endpoint of this job's events, beside those of the configuration. May be called several times.
+    #[cfg(feature = "webhook")]
+    #[must_use]
+    pub fn webhook(mut self, endpoint: crate::webhook::Endpoint) -> NewJob {
+        self.endpoints.push(endpoint.into_spec());
+        self
+    }
+
     /// Checks what enqueueing would check, by the default limits: names, sizes, the unique key. For those who read many jobs
     /// from somewhere, and want to tell which of them is bad.
     ///
@@ -166,6 +180,14 @@ impl NewJob {
         }
         if let Some(phases) = &self.phases {
             config::check_plan(&self.job_type, phases)?;
+        }
+        if self.endpoints.len() > ENDPOINTS_MAX {
+            let problem = format!(
+                "{}: it has {} webhook endpoints of its own, at most {ENDPOINTS_MAX} are allowed",
+                what(),
+                self.endpoints.len()
+            );
+            return Err(Error::new(ErrorKind::InvalidJob, problem));
         }
         if let Some(unique) = &self.unique
             && !(1..=UNIQUE_KEY_BYTES_MAX).contains(&unique.key.len())

@@ -173,7 +173,7 @@ pub(crate) fn set_paused(to: &dyn Requests, job_type: Option<&str>, paused: bool
     .map(|_| ())
 }
 
-fn unexpected(done: &Done) -> Error {
+pub(crate) fn unexpected(done: &Done) -> Error {
     Error::new(
         ErrorKind::Corrupt,
         format!("the store answered another question: {done:?}"),

@@ -165,7 +165,7 @@ impl fmt::Debug for RetryPolicy {
 
 /// An even number in [0, 1) from `seed`: one step of splitmix64.
 #[allow(clippy::cast_precision_loss, reason = "53 bits fit a double exactly")]
-fn unit(seed: u64) -> f64 {
+pub(crate) fn unit(seed: u64) -> f64 {
     let mut z = seed
         .wrapping_mul(0x9E37_79B9_7F4A_7C15)
         .wrapping_add(0x9E37_79B9_7F4A_7C15);

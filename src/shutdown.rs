@@ -3,7 +3,7 @@
 //! | step | until | what |
 //! |---|---|---|
 //! | 1 intake | | callers get `Closed`, nothing is claimed |
-//! | 2 edges | the deadline | jobs stop at their next phase edge and are pending again, uncharged |
+//! | 2 edges | the deadline | jobs stop at their next phase edge and are pending again, uncharged; webhook deliveries that were never tried are sent |
 //! | 3 flags | + 100 ms | handlers that are still inside are told to stop |
 //! | 4 fence | | those that did not are cut off: their jobs are pending, the interruption is recorded |
 //! | 5 write | | the committer writes what is left and ends |
@@ -27,6 +27,8 @@ use crate::time::monotonic;
 
 /// For handlers to notice their flag.
 const FLAG_GRACE: Duration = Duration::from_millis(100);
+/// For deliveries that are cut off to end.
+const OUTLET_GRACE: Duration = Duration::from_millis(50);
 /// For callbacks to hear the last events, when the deadline is over.
 const LISTEN_GRACE: Duration = Duration::from_millis(50);
 /// By how much a shutdown may overrun its timeout, whatever happens.
@@ -160,9 +162,15 @@ impl Shutdown {
         let mut report = ShutdownReport::default();
         let own = usize::from(asked_by == Asker::Handler);
         engine.stop_intake();
+        engine.with_outlet(|outlet| outlet.drain());
         engine.give_back_paused();
         let is_done = |left: usize| engine.live.inside().len() <= left && engine.live.len() <= left;
-        while !is_done(own) && !self.is_over(Duration::ZERO) {
+        let is_drained = || {
+            engine
+                .with_outlet(|outlet| outlet.is_drained())
+                .unwrap_or(true)
+        };
+        while !self.is_over(Duration::ZERO) && (!is_done(own) || !is_drained()) {
             engine.give_back_paused();
             pause(LOOK);
         }
@@ -177,6 +185,8 @@ impl Shutdown {
             engine.fence();
         }
         engine.stop_workers();
+        // What it finds out is written before the store is closed.
+        engine.with_outlet(|outlet| outlet.close(OUTLET_GRACE));
         engine.stop_threads();
         report.handlers_left = engine.pool.join(|| engine.live.inside_count());
         engine.bus.close();

@@ -83,6 +83,8 @@ impl Flags {
     pub(crate) const SAVED: i64 = 8;
     /// Cut off in this attempt series.
     pub(crate) const INTERRUPTED: i64 = 16;
+    /// It has endpoints of its own.
+    pub(crate) const ENDPOINTS: i64 = 32;
 
     pub(crate) const fn has(self, bit: i64) -> bool {
         self.0 & bit != 0
@@ -448,7 +450,9 @@ fn retried(job: &JobRow, from: RetryFrom, now: Timestamp) -> Transition {
         started_at: None,
         finished_at: None,
         deadline,
-        flags: job.flags.without(Flags::INTERRUPTED | Flags::WAITING),
+        flags: job
+            .flags
+            .without(Flags::INTERRUPTED | Flags::WAITING | Flags::WEBHOOK_SENT),
         ..*job
     };
     match from {

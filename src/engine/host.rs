@@ -89,8 +89,16 @@ impl Host for Engine {
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp) {
         self.window.commit_took(took);
         let claims = std::mem::take(&mut committed.claims);
-        let mut offers = Vec::new();
+        let (mut offers, mut recorded) = (Vec::new(), Vec::new());
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
+            if let Op::Attempted(attempted) = op {
+                if let Err(error) = answer {
+                    self.refused(&Op::Attempted(attempted), error);
+                } else {
+                    recorded.push(attempted);
+                }
+                continue;
+            }
             self.follow_up(op, answer, took, now, &mut offers);
         }
         // Only now: a later operation may have cancelled the job.
@@ -119,6 +127,13 @@ impl Host for Engine {
             state.planning.extend(unplanned.iter().map(|(id, ..)| *id));
         }
         self.bus.ring(committed.head.seq);
+        if !committed.mail.is_empty() {
+            self.with_outlet(|outlet| outlet.arrived(&committed.mail));
+        }
+        // Only now, so that nobody finds nothing to be done between the end of one and the beginning of the next.
+        for attempted in &recorded {
+            self.with_outlet(|outlet| outlet.recorded(attempted));
+        }
         for (id, job_type, input) in unplanned {
             // The user's code, with no lock held.
             let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
@@ -176,7 +191,16 @@ impl Host for Engine {
             | Op::SetPaused { .. }
             | Op::Register(_)
             | Op::Recover(_)
+            | Op::Mail(_)
             | Op::Probe => return,
+            // It is sent again, under the same id.
+            Op::Attempted(attempted) => {
+                log::error!(
+                    "delivery {}: what came of it cannot be recorded: {error}",
+                    attempted.id
+                );
+                return;
+            }
         };
         // A handler whose result is lost runs again: none is to run until somebody has looked at the file.
         log::error!("{problem}; nothing is claimed until the queue is resumed or opened again");

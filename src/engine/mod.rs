@@ -9,7 +9,7 @@ mod host;
 mod services;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::bus::Bus;
 use crate::committer::Committer;
@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId, JobStatus};
 use crate::live::{GRACE, Left, LiveTable};
+use crate::outlet::{Office, OpenOutlet, Outlet};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
 use crate::phase::Registry;
 use crate::phase::context::StopReason;
@@ -27,6 +28,7 @@ use crate::runner::panic_message;
 use crate::scheduler::{Backlog, Window};
 use crate::store::memory::MemoryStore;
 use crate::store::ops::{Claimable, Op, Recover};
+use crate::store::outbox::Mail;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{Done, Reader, Store};
 use crate::sync::{AtomicUsize, JoinHandle, Mutex, Ordering, Sender, spawn, unbounded};
@@ -47,6 +49,8 @@ pub(crate) struct Engine {
     /// Ids of offered phases; none after the pool was told to end.
     ready: Mutex<Option<Sender<JobId>>>,
     recorder: Option<Recorder>,
+    /// Who sends deliveries, if somebody does.
+    outlet: OnceLock<Arc<dyn Outlet>>,
     state: Mutex<State>,
     threads: Mutex<Threads>,
     me: Weak<Engine>,
@@ -84,7 +88,12 @@ struct Threads {
 
 impl Engine {
     /// Opens the store, recovers what a dead process left, and starts the threads.
-    pub(crate) fn open(config: Config, registry: Registry, clock: Clock) -> Result<Arc<Engine>> {
+    pub(crate) fn open(
+        config: Config,
+        registry: Registry,
+        clock: Clock,
+        open_outlet: Option<OpenOutlet>,
+    ) -> Result<Arc<Engine>> {
         config.validate()?;
         let now = clock.now();
         let (store, owner, predecessor, wake): (Box<dyn Store>, _, _, _) = match &config.location {
@@ -122,9 +131,13 @@ impl Engine {
             reader,
             window,
             recorder,
+            outlet: OnceLock::new(),
         });
         engine.prepare(predecessor.as_ref())?;
         engine.start(wake)?;
+        if let Some(open_outlet) = open_outlet {
+            engine.open_outlet(&*open_outlet)?;
+        }
         Ok(engine)
     }
 
@@ -136,6 +149,9 @@ impl Engine {
             .map(|def| (def.name.clone(), def.fixed_plan()))
             .collect();
         self.call(Op::Register(plans))?;
+        if let Some(endpoints) = &self.config.endpoints {
+            self.call(Op::Mail(Mail::Configure(endpoints.clone())))?;
+        }
         let recovered = self.call(Op::Recover(self.recovery(predecessor)))?;
         if let Done::Recovered {
             interrupted,
@@ -255,6 +271,35 @@ impl Engine {
         Ok(())
     }
 
+    fn open_outlet(
+        &self,
+        open: &(dyn Fn(Office) -> Result<Arc<dyn Outlet>> + Send + Sync),
+    ) -> Result<()> {
+        let me = self.me.clone();
+        let outlet = open(Office {
+            reader: self.reader.clone(),
+            clock: self.clock.clone(),
+            file_id: self.reader.file_id()?,
+            post: Box::new(move |attempted| {
+                if let Some(engine) = me.upgrade() {
+                    engine.committer.post(Op::Attempted(attempted));
+                }
+            }),
+        })?;
+        let stepped = Arc::downgrade(&outlet);
+        self.clock
+            .on_step(move || stepped.upgrade().map(|outlet| outlet.look()).is_some());
+        // The one that is there is this one.
+        self.outlet.set(outlet).ok();
+        // What waited in the file before.
+        self.with_outlet(|outlet| outlet.look());
+        Ok(())
+    }
+
+    pub(crate) fn with_outlet<T>(&self, act: impl FnOnce(&dyn Outlet) -> T) -> Option<T> {
+        self.outlet.get().map(|outlet| act(&**outlet))
+    }
+
     pub(crate) fn start_worker(&self) -> Result<()> {
         let Some(me) = self.me.upgrade() else {
             return Err(Error::closed());
@@ -313,6 +358,7 @@ impl Engine {
             log::warn!("what another process has changed cannot be read: {error}");
         }
         self.give_back_paused();
+        self.with_outlet(|outlet| outlet.look());
         self.committer.ring();
     }
 

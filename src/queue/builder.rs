@@ -12,6 +12,7 @@ use crate::config::{Config, Durability, Location, Retention};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::handle::{JobHandle, Slot};
+use crate::outlet::OpenOutlet;
 use crate::phase::{JobType, Registry};
 use crate::queue::JobQueue;
 use crate::time::{Clock, FakeClock};
@@ -22,6 +23,8 @@ pub struct Builder {
     registry: Registry,
     clock: Option<Clock>,
     slot: Slot,
+    #[cfg(feature = "webhook")]
+    webhooks: Option<crate::webhook::WebhookConfig>,
     /// The first thing that was wrong; `open` tells it.
     problem: Option<Error>,
 }
@@ -41,6 +44,8 @@ impl Builder {
             registry: Registry::default(),
             clock: None,
             slot: Arc::new(OnceLock::new()),
+            #[cfg(feature = "webhook")]
+            webhooks: None,
             problem: None,
         }
     }
@@ -130,6 +135,15 @@ impl Builder {
         self
     }
 
+    /// How webhooks are sent, and the endpoints that are told of the events of all jobs. Without it deliveries for jobs' own
+    /// endpoints are sent by the defaults, and the endpoints that the file knows by name stay as they are.
+    #[cfg(feature = "webhook")]
+    #[must_use]
+    pub fn webhooks(mut self, config: crate::webhook::WebhookConfig) -> Builder {
+        self.webhooks = Some(config);
+        self
+    }
+
     /// Time as a test says. Defaults to the system's clock.
     #[must_use]
     pub fn clock(mut self, clock: &FakeClock) -> Builder {
@@ -142,15 +156,32 @@ impl Builder {
     /// # Errors
     /// `InvalidConfig` for a wrong setting, job type, path or file; `Locked` when another process runs jobs on the file;
     /// `Storage`, `StorageFull` or `Corrupt` when the file cannot be used.
-    pub fn open(self) -> Result<JobQueue> {
-        if let Some(problem) = self.problem {
+    pub fn open(mut self) -> Result<JobQueue> {
+        if let Some(problem) = self.problem.take() {
             return Err(problem);
         }
+        let outlet = self.outlet()?;
         let clock = self.clock.unwrap_or_else(Clock::system);
-        let engine = Engine::open(self.config, self.registry, clock)?;
+        let engine = Engine::open(self.config, self.registry, clock, outlet)?;
         // A builder opens once: it is consumed here.
         self.slot.set(Arc::downgrade(&engine)).ok();
         Ok(JobQueue::new(engine))
+    }
+
+    /// Who sends deliveries.
+    #[cfg(feature = "webhook")]
+    fn outlet(&mut self) -> Result<Option<OpenOutlet>> {
+        let config = self.webhooks.take();
+        let is_given = config.is_some();
+        let (endpoints, open) = crate::webhook::opener(config.unwrap_or_default())?;
+        self.config.endpoints = is_given.then_some(endpoints);
+        Ok(Some(open))
+    }
+
+    /// Nobody: what is written waits for a process that can.
+    #[cfg(not(feature = "webhook"))]
+    fn outlet(&mut self) -> Result<Option<OpenOutlet>> {
+        Ok(None)
     }
 }
 

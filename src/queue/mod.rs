@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::delivery::DeliveryId;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::event::{Event, Seq};
@@ -18,9 +19,11 @@ use crate::explain::{self, Explanation, Stats};
 use crate::job::{BulkAction, CancelOutcome, Job, JobId, JobStatus, RetryFrom};
 use crate::listener::{Listeners, Subscription};
 use crate::new_job::{Enqueued, NewJob};
+use crate::outbox::{self, DeliveryPage, DeliveryQuery, DeliveryRecord, EndpointState};
 use crate::queue::builder::Builder;
 use crate::requests::{self, JobPage, ListFilter};
 use crate::shutdown::{Shutdown, ShutdownReport};
+use crate::time::Timestamp;
 
 /// A queue that runs jobs. Cheap to clone; every clone is the same queue, and may be used from any thread, from handlers and
 /// from callbacks. When the last clone is dropped it shuts down, with the builder's `shutdown_timeout`.
@@ -277,6 +280,74 @@ impl JobQueue {
     /// `Storage`, `Corrupt` or `Closed`.
     pub fn events_of(&self, id: JobId) -> Result<Vec<Event>> {
         requests::events_of(&*self.0.engine.reader, id)
+    }
+
+    /// A page of webhook deliveries, newest first.
+    ///
+    /// # Errors
+    /// `InvalidJob` for a bad limit; `Storage` or `Corrupt`.
+    pub fn deliveries(&self, query: &DeliveryQuery) -> Result<DeliveryPage> {
+        outbox::deliveries(&*self.0.engine.reader, query)
+    }
+
+    /// A webhook delivery with its body and its tries.
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn delivery(&self, id: DeliveryId) -> Result<Option<DeliveryRecord>> {
+        outbox::find(&*self.0.engine.reader, id)
+    }
+
+    /// Sends a delivery again, from the first try on, whatever became of it. Its `webhook-id` and its body stay the same.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when its endpoint belonged to a job that is deleted; `Storage` and its kin.
+    pub fn redeliver(&self, id: DeliveryId) -> Result<()> {
+        outbox::redeliver(&*self.0.engine, id)
+    }
+
+    /// Sends every delivery again whose event happened from `from` on and before `until`, and answers how many these are: for a
+    /// receiver that has lost some.
+    ///
+    /// # Errors
+    /// `Storage` and its kin.
+    pub fn redeliver_between(&self, from: Timestamp, until: Timestamp) -> Result<usize> {
+        outbox::redeliver_between(&*self.0.engine, from, until)
+    }
+
+    /// The webhook endpoints of the configuration.
+    ///
+    /// # Errors
+    /// `Storage` or `Corrupt`.
+    pub fn endpoints(&self) -> Result<Vec<EndpointState>> {
+        outbox::endpoints(&*self.0.engine.reader)
+    }
+
+    /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys. A
+    /// queue that is opened with a configuration that does not name it disables it.
+    ///
+    /// # Errors
+    /// `InvalidJob` for a bad name; `Storage` and its kin.
+    #[cfg(feature = "webhook")]
+    pub fn put_endpoint(&self, name: &str, endpoint: crate::webhook::Endpoint) -> Result<()> {
+        outbox::put(&*self.0.engine, name, endpoint)
+    }
+
+    /// Has deliveries written for an endpoint again, and sends what waits.
+    ///
+    /// # Errors
+    /// `NotFound`; `Storage` and its kin.
+    pub fn enable_endpoint(&self, name: &str) -> Result<()> {
+        outbox::enable(&*self.0.engine, name, true)
+    }
+
+    /// Has no deliveries written for an endpoint, and sends none, until it is enabled again, also by other processes and after
+    /// a restart.
+    ///
+    /// # Errors
+    /// `NotFound`; `Storage` and its kin.
+    pub fn disable_endpoint(&self, name: &str) -> Result<()> {
+        outbox::enable(&*self.0.engine, name, false)
     }
 
     /// The number of the oldest event that is kept; 0 when there is none.

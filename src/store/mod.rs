@@ -11,6 +11,7 @@
 mod conformance;
 pub(crate) mod memory;
 pub(crate) mod ops;
+pub(crate) mod outbox;
 mod prune;
 mod replay;
 pub(crate) mod seam;
@@ -140,7 +141,7 @@ pub(crate) struct Details {
 }
 
 /// Single rows within one open transaction.
-pub(crate) trait Rows {
+pub(crate) trait Rows: outbox::OutboxRows {
     fn head(&mut self) -> Result<Head>;
     /// The tag stored with the event row `seq`, if it is there and was the last of its commit.
     fn tag_at(&mut self, seq: Seq) -> Result<Option<i64>>;
@@ -149,6 +150,7 @@ pub(crate) trait Rows {
 
     /// The job type of this name, stored if it is new.
     fn job_type(&mut self, name: &Arc<str>) -> Result<TypeRow>;
+    fn type_name(&mut self, type_id: i64) -> Result<Arc<str>>;
     fn set_job_type(&mut self, row: &TypeRow) -> Result<()>;
     fn plan_id(&mut self, plan: &Plan) -> Result<i64>;
     fn plan(&mut self, plan_id: i64) -> Result<Plan>;
@@ -245,7 +247,7 @@ pub(crate) struct Situation {
 }
 
 /// Reads committed data, from any thread.
-pub(crate) trait Reader: Send + Sync {
+pub(crate) trait Reader: outbox::OutboxReader {
     fn head(&self) -> Result<Head>;
     fn job(&self, id: JobId) -> Result<Option<Job>>;
     fn status(&self, id: JobId) -> Result<Option<JobStatus>>;
@@ -288,4 +290,6 @@ pub(crate) enum Done {
         failed: usize,
     },
     Pruned(ops::Pruned),
+    /// So many were changed.
+    Counted(usize),
 }

@@ -8,6 +8,7 @@ use crate::event::Plan;
 use crate::job::{BulkAction, ErrorCause, InterruptionReason, JobId, JobStatus, RetryFrom};
 use crate::new_job::NewJob;
 use crate::phase::context::StopReason;
+use crate::store::outbox::{Attempted, Mail};
 use crate::store::{Details, Filter};
 use crate::time::Timestamp;
 use crate::transition::{Input, JobRow};
@@ -42,6 +43,10 @@ pub(crate) enum Op {
     },
     Recover(Recover),
     Prune(Prune),
+    /// What came of a try of a delivery.
+    Attempted(Attempted),
+    /// Endpoints and deliveries by hand.
+    Mail(Mail),
     /// Writes something that changes nothing, to see whether the store works again.
     Probe,
 }
@@ -134,6 +139,7 @@ pub(crate) struct Prune {
 pub(crate) struct Pruned {
     pub(crate) jobs: usize,
     pub(crate) events: usize,
+    pub(crate) deliveries: usize,
     /// There is more to be deleted now.
     pub(crate) more: bool,
     /// When the next thing will be too old.

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::config::Keep;
+use crate::delivery::DeliveryId;
 use crate::error::Result;
 use crate::job::{JobId, JobStatus};
 use crate::store::ops::{Prune, Pruned};
@@ -39,27 +41,40 @@ pub(crate) fn run(commit: &mut dyn Delete, prune: &Prune) -> Result<Pruned> {
         pruned.next = [pruned.next, next].into_iter().flatten().min();
     }
     let (rows, head, now) = commit.rows();
-    let keep = prune.retention.events;
-    let keep_from = keep.count.map_or(0, |count| {
+    let (events, deliveries) = (prune.retention.events, prune.retention.deliveries);
+    let keep_from = events.count.map_or(0, |count| {
         head.seq + 1 - i64::try_from(count).unwrap_or(i64::MAX)
     });
-    let cutoff = keep
-        .age
-        .map_or(Timestamp::from_millis(i64::MIN), |age| too_old(age, now));
-    let (events, oldest) = rows.prune_events(keep_from, cutoff, prune.events_max)?;
+    let (gone, oldest) = rows.prune_events(keep_from, cutoff(events, now), prune.events_max)?;
+    pruned.events = gone;
+    pruned.more |= gone == prune.events_max;
+    pruned.until(oldest, events);
     rows.prune_holders(now, HOLDERS_MAX)?;
-    pruned.events = events;
-    pruned.more |= events == prune.events_max;
-    if let (Some(age), Some(oldest)) = (keep.age, oldest) {
-        pruned.next = [pruned.next, Some(oldest.after(age))]
-            .into_iter()
-            .flatten()
-            .min();
-    }
-    if pruned.jobs + events > 0 {
+    let first = DeliveryId::of_event(keep_from.max(0), 0);
+    let (gone, oldest) = rows.prune_deliveries(first, cutoff(deliveries, now), prune.jobs_max)?;
+    pruned.deliveries = gone;
+    pruned.more |= gone == prune.jobs_max;
+    pruned.until(oldest, deliveries);
+    if pruned.jobs + pruned.events + pruned.deliveries > 0 {
         commit.written();
     }
     Ok(pruned)
+}
+
+impl Pruned {
+    /// The oldest thing that is kept goes by this rule.
+    fn until(&mut self, oldest: Option<Timestamp>, keep: Keep) {
+        if let (Some(age), Some(oldest)) = (keep.age, oldest) {
+            let next = Some(oldest.after(age));
+            self.next = [self.next, next].into_iter().flatten().min();
+        }
+    }
+}
+
+/// What was before this goes by its age.
+fn cutoff(keep: Keep, now: Timestamp) -> Timestamp {
+    keep.age
+        .map_or(Timestamp::from_millis(i64::MIN), |age| too_old(age, now))
 }
 
 /// What was before this is too old. What has just reached the age is: `Pruned::next` names that very time.

@@ -128,6 +128,7 @@ const fn sources(change: Change) -> &'static [JobStatus] {
             JobStatus::Failed,
             JobStatus::Cancelled,
         ],
+        Change::WebhookDelivered | Change::WebhookFailed => &JobStatus::ALL,
     }
 }
 
@@ -136,7 +137,7 @@ fn guess(logged: &Logged<'_>) -> Told {
     let change = logged.change;
     let cut = Told {
         last_seq: logged.prev_seq,
-        status: sources(change.change)[0],
+        status: told_status(change).unwrap_or(sources(change.change)[0]),
         attempt: change.attempt,
         phase_index: change.phase_index,
         epoch: None,
@@ -158,6 +159,11 @@ fn guess(logged: &Logged<'_>) -> Told {
         attempt: change.attempt.saturating_sub(u32::from(is_claim)),
         ..cut
     }
+}
+
+/// What became of a delivery is told with where its job stands: nothing else says it when the older changes are gone.
+fn told_status(change: &LoggedChange) -> Option<JobStatus> {
+    change.data.get("job")?.as_str()?.parse().ok()
 }
 
 /// The changes of a job are linked, from its creation on, and without one between.
@@ -184,7 +190,8 @@ fn check_link(before: Option<&Told>, logged: &Logged<'_>, oldest: Seq, broken: &
 /// Only certain changes are possible, by the status; and one series of attempts ends once.
 fn check_edge(before: &Told, logged: &Logged<'_>, broken: &mut Vec<Broken>) {
     let change = logged.change.change;
-    if sources(change).contains(&before.status) {
+    let is_told = told_status(logged.change).is_none_or(|told| told == before.status);
+    if sources(change).contains(&before.status) && is_told {
         return;
     }
     let (seq, name) = (logged.seq, last_event(change));
@@ -224,7 +231,9 @@ fn check_numbers(before: &Told, logged: &Logged<'_>, broken: &mut Vec<Broken>) {
         | Change::Interrupted
         | Change::InterruptedAndFailed
         | Change::Expired
-        | Change::Deleted => before.attempt,
+        | Change::Deleted
+        | Change::WebhookDelivered
+        | Change::WebhookFailed => before.attempt,
     };
     let mut differ = |what: &str, found: u32, expected: u32| {
         let seq = logged.seq;
@@ -324,7 +333,9 @@ const fn retrying(change: Change) -> &'static [&'static str] {
         | Change::Interrupted
         | Change::InterruptedAndFailed
         | Change::Expired
-        | Change::Deleted => &[],
+        | Change::Deleted
+        | Change::WebhookDelivered
+        | Change::WebhookFailed => &[],
     }
 }
 
@@ -385,6 +396,7 @@ fn after(before: &Told, logged: &Logged<'_>) -> Option<Told> {
             },
             ..to(JobStatus::Pending)
         },
+        Change::WebhookDelivered | Change::WebhookFailed => to(before.status),
         Change::Deleted => return None,
     })
 }

@@ -22,7 +22,7 @@ const LAYERS: [&str; 5] = [
     "config delivery error event job json new_job phase retry time",
     "sync transition",
     "store",
-    "bus committer engine http listener live owner pool requests retention runner scheduler shutdown webhook",
+    "bus committer engine http listener live outbox outlet owner pool requests retention runner scheduler shutdown webhook",
     "client explain handle lib queue testing",
 ];
 const LAYER_UNLISTED: usize = 3;

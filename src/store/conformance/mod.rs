@@ -7,6 +7,7 @@
 mod claim;
 mod enqueue;
 mod log;
+mod outbox;
 mod prune;
 mod random;
 mod recover;
@@ -47,6 +48,19 @@ macro_rules! cases {
 }
 
 cases! {
+    outbox::an_event_and_its_deliveries_are_one_commit,
+    outbox::deliveries_of_a_failed_commit_are_not_there,
+    outbox::deliveries_of_a_job_go_out_one_after_another,
+    outbox::a_delivery_about_the_end_marks_the_job,
+    outbox::an_end_of_an_earlier_series_marks_nothing,
+    outbox::a_delivery_outlives_its_job,
+    outbox::its_deletion_is_told_to_a_job_s_own_endpoint,
+    outbox::jobs_with_the_same_endpoint_share_it,
+    outbox::an_endpoint_that_is_gone_is_disabled_and_can_be_enabled,
+    outbox::a_delivery_is_sent_again_from_its_first_try_on,
+    outbox::only_the_newest_tries_are_kept,
+    outbox::deliveries_go_by_age_and_what_is_pending_stays,
+    outbox::a_failed_try_is_told_and_is_no_end,
     enqueue::ids_rise_and_are_never_used_twice,
     enqueue::jobs_enqueued_together_are_one_change_with_an_event_each,
     enqueue::a_run_of_created_jobs_ends_where_type_or_data_differ,

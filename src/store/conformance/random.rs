@@ -8,12 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Keep, Retention};
+use crate::delivery::{DeliveryId, DeliveryStatus, DeliveryTry, EndpointSpec, Kinds};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Plan, Seq};
+use crate::event::{EventKind, Plan, Seq};
 use crate::job::{BulkAction, ErrorCause, InterruptionReason, Job, JobId, JobStatus, RetryFrom};
 use crate::new_job::{NewJob, While};
 use crate::store::conformance::{Bench, START, new_job, plan, settle};
 use crate::store::ops::{Bulk, ClaimRequest, Fault, Op, PlannedJob, Prune, Recover, Release};
+use crate::store::outbox::{
+    Attempted, DeliveryFilter, DeliveryRow, EndpointRow, Mail, Verdict as Outcome, Which,
+};
 use crate::store::seam::{self, Committed};
 use crate::store::{Failure, Filter, Head, Position};
 use crate::time::Timestamp;
@@ -109,7 +113,9 @@ fn sequence(seed: u64) {
     while done < OPS {
         let (rows, since) = (rows(&model), model.head.seq);
         let count = 1 + rng.index(3);
-        let ops: Vec<Op> = (0..count).map(|_| op(&mut rng, &rows, model.now)).collect();
+        let ops: Vec<Op> = (0..count)
+            .map(|_| op(&mut rng, &model, &rows, model.now))
+            .collect();
         let request = request(&mut rng, &model, &rows);
         done += ops.len();
         let (said, written) = if rng.one_in(12) {
@@ -194,9 +200,9 @@ fn request(rng: &mut Rng, bench: &Bench, rows: &[JobRow]) -> ClaimRequest {
     }
 }
 
-fn op(rng: &mut Rng, rows: &[JobRow], now: Timestamp) -> Op {
+fn op(rng: &mut Rng, bench: &Bench, rows: &[JobRow], now: Timestamp) -> Op {
     let row = random_row(rng, rows, now);
-    match rng.below(24) {
+    match rng.below(28) {
         0..=5 => Op::Enqueue((0..1 + rng.below(4)).map(|_| planned_job(rng)).collect()),
         6..=13 => outcome(rng, rows, &row, now),
         14 => Op::Cancel(row.id),
@@ -221,6 +227,8 @@ fn op(rng: &mut Rng, rows: &[JobRow], now: Timestamp) -> Op {
             },
         },
         22 => Op::Recover(recover(rng, rows)),
+        23 | 24 => Op::Attempted(attempted(rng, bench)),
+        25 => Op::Mail(mail(rng, bench)),
         _ => Op::Prune(prune(rng)),
     }
 }
@@ -279,8 +287,70 @@ fn planned_job(rng: &mut Rng) -> PlannedJob {
         };
         job = job.unique_key(rng.pick(&["k", "l", "m"]), hold);
     }
+    if rng.one_in(3) {
+        job.endpoints = vec![endpoint(rng)];
+    }
     let plan: Option<Plan> = rng.one_in(2).then(|| plan(rng.pick(&PLANS)));
     PlannedJob { job, plan }
+}
+
+fn endpoint(rng: &mut Rng) -> EndpointSpec {
+    let kinds = rng.pick(&[
+        &[EventKind::Completed, EventKind::Failed][..],
+        &[EventKind::Cancelled, EventKind::Deleted],
+        &EventKind::ALL[..4],
+    ]);
+    EndpointSpec {
+        url: format!("http://a.example/{}", rng.below(2)),
+        events: Kinds::of(kinds.iter().copied()),
+        secrets: vec!["whsec_a".to_owned()],
+    }
+}
+
+fn mail(rng: &mut Rng, bench: &Bench) -> Mail {
+    let name = rng.pick(&["one", "two"]);
+    match rng.below(5) {
+        0 => Mail::Configure(
+            (0..rng.below(2))
+                .map(|_| (name.into(), endpoint(rng)))
+                .collect(),
+        ),
+        1 => Mail::Put(name.into(), endpoint(rng)),
+        2 => Mail::Enable(name.into(), rng.one_in(2)),
+        3 => {
+            let from = bench.now.before(rng.ms(9000));
+            Mail::Redeliver(Which::Between(from, from.after(rng.ms(3000))))
+        }
+        _ => Mail::Redeliver(Which::One(random_delivery(rng, bench))),
+    }
+}
+
+/// A delivery that is there, or one that never was.
+fn random_delivery(rng: &mut Rng, bench: &Bench) -> DeliveryId {
+    let filter = DeliveryFilter::default();
+    let (rows, _) = bench.reader.deliveries(&filter, None, 50).expect("a list");
+    if rows.is_empty() || rng.one_in(20) {
+        return DeliveryId::from_i64(7);
+    }
+    rows[rng.index(rows.len())].id
+}
+
+fn attempted(rng: &mut Rng, bench: &Bench) -> Attempted {
+    let verdict = match rng.below(8) {
+        0..=2 => Outcome::Delivered,
+        3..=5 => Outcome::RetryAt(bench.now.after(rng.ms(3000))),
+        6 => Outcome::GiveUp,
+        _ => Outcome::Gone,
+    };
+    Attempted {
+        id: random_delivery(rng, bench),
+        at: bench.now,
+        took_ms: rng.below(100),
+        status: rng.one_in(2).then_some(500),
+        error: rng.one_in(2).then(|| "refused".to_owned()),
+        answer: None,
+        verdict,
+    }
 }
 
 fn outcome(rng: &mut Rng, rows: &[JobRow], row: &JobRow, now: Timestamp) -> Op {
@@ -402,6 +472,9 @@ enum Fact {
     Page(Option<JobStatus>, Vec<JobId>, Option<Position>),
     Log(Head, Seq),
     Pauses(bool, Vec<Arc<str>>),
+    Endpoints(Vec<EndpointRow>, Vec<(i64, Timestamp)>),
+    Delivery(DeliveryRow, Vec<DeliveryTry>),
+    Sendable(Vec<DeliveryId>, Option<Timestamp>),
 }
 
 fn see(bench: &Bench, since: Seq) -> Vec<Fact> {
@@ -413,6 +486,7 @@ fn see(bench: &Bench, since: Seq) -> Vec<Fact> {
     for job in &bench.seen {
         see_job(bench, job, &mut facts);
     }
+    see_outbox(bench, &mut facts);
     for event in bench.events(since) {
         facts.push(Fact::Event(serde_json::to_string(&event).expect("JSON")));
     }
@@ -423,6 +497,37 @@ fn see(bench: &Bench, since: Seq) -> Vec<Fact> {
         see_list(bench, status, "", &mut facts);
     }
     facts
+}
+
+fn see_outbox(bench: &Bench, facts: &mut Vec<Fact>) {
+    let reader = &bench.reader;
+    let endpoints = reader.all_endpoints().expect("endpoints");
+    let waiting = reader.waiting().expect("what waits");
+    for endpoint in &endpoints {
+        let sendable = reader.sendable(endpoint.id, bench.now, 5).expect("a list");
+        let ids = sendable.iter().map(|row| row.id).collect();
+        let next = reader.next_of(endpoint.id).expect("readable");
+        facts.push(Fact::Sendable(ids, next));
+    }
+    facts.push(Fact::Endpoints(endpoints, waiting));
+    for status in DeliveryStatus::ALL.map(Some).into_iter().chain([None]) {
+        let filter = DeliveryFilter { status, job: None };
+        let (mut before, mut count) = (None, 0);
+        while count < 30 {
+            let (rows, next) = reader.deliveries(&filter, before, 7).expect("a list");
+            count += rows.len() + 1;
+            for row in rows {
+                let found = reader.find_delivery(row.id).expect("readable");
+                let (same, tries) = found.expect("it is there");
+                assert_eq!(same, row);
+                facts.push(Fact::Delivery(row, tries));
+            }
+            before = next;
+            if before.is_none() {
+                break;
+            }
+        }
+    }
 }
 
 fn see_job(bench: &Bench, job: &Job, facts: &mut Vec<Fact>) {

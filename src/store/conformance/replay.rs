@@ -63,6 +63,7 @@ impl Replay {
             Change::Cancelled => &[JobStatus::Pending, JobStatus::Running],
             Change::Retried => &[JobStatus::Failed, JobStatus::Cancelled],
             Change::Deleted => &JobStatus::ALL[2..],
+            Change::WebhookDelivered | Change::WebhookFailed => &JobStatus::ALL,
         };
         assert!(
             sources.contains(&before.status),
@@ -156,6 +157,7 @@ fn after(before: State, change: &LoggedChange) -> Option<State> {
             ended: None,
             ..pending
         },
+        Change::WebhookDelivered | Change::WebhookFailed => before,
         Change::Deleted => return None,
     })
 }

@@ -7,6 +7,7 @@
 //! One lock holds everything. A transaction has it from begin to end and writes in place; every table remembers what it
 //! overwrote and puts it back when the transaction fails.
 
+mod outbox;
 mod read;
 mod rows;
 mod table;
@@ -15,10 +16,12 @@ use std::cmp::Reverse;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
+use crate::delivery::{DeliveryId, DeliveryTry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{JobId, JobStatus};
 use crate::store::memory::table::Table;
+use crate::store::outbox::{DeliveryRow, EndpointRow};
 use crate::store::{ErrorRow, EventRow, Failure, Head, Holder, PhaseDone};
 use crate::store::{Reader, Rows, Store, TypeRow};
 use crate::sync::Mutex;
@@ -62,6 +65,10 @@ struct Data {
     holders: Table<(i64, String), Holder>,
     /// Has a row while the queue is paused.
     paused: Table<(), ()>,
+    endpoints: Table<i64, EndpointRow>,
+    job_endpoints: Table<(JobId, i64), ()>,
+    deliveries: Table<DeliveryId, DeliveryRow>,
+    tries: Table<DeliveryId, Vec<DeliveryTry>>,
 }
 
 struct Payload {
@@ -138,6 +145,10 @@ macro_rules! each_table {
         $data.plan_ids.$verb();
         $data.holders.$verb();
         $data.paused.$verb();
+        $data.endpoints.$verb();
+        $data.job_endpoints.$verb();
+        $data.deliveries.$verb();
+        $data.tries.$verb();
     }};
 }
 

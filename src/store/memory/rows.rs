@@ -54,6 +54,10 @@ impl Rows for Tx<'_> {
         Ok(row)
     }
 
+    fn type_name(&mut self, type_id: i64) -> Result<Arc<str>> {
+        self.data.type_name(type_id)
+    }
+
     fn set_job_type(&mut self, row: &TypeRow) -> Result<()> {
         let name = self.data.type_name(row.id)?;
         self.data.types.put(row.id, (name, row.clone()));

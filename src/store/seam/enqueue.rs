@@ -37,7 +37,7 @@ impl Commit<'_> {
             ));
         }
         self.head.job_id += 1;
-        let row = JobRow {
+        let mut row = JobRow {
             id: JobId::from_i64(self.head.job_id),
             type_id: job_type.id,
             plan_id,
@@ -58,6 +58,7 @@ impl Commit<'_> {
             last_seq: self.head.seq + 1,
             flags: Flags::default(),
         };
+        self.own_endpoints(&mut row, &job.endpoints)?;
         let data = created_data(job.priority, run_at, now);
         let unique_key = job.unique.as_ref().map(|unique| unique.key.as_str());
         self.insert(row, &job.input, unique_key, data, planned.plan.as_ref())?;

@@ -13,6 +13,7 @@
 mod claim;
 mod enqueue;
 mod history;
+mod outbox;
 mod recover;
 mod request;
 mod settle;
@@ -25,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Change;
 use crate::job::{JobId, JobStatus};
 use crate::store::ops::{ClaimRequest, Claims, Op};
+use crate::store::outbox::EndpointRow;
 use crate::store::{Done, ErrorRow, EventRow, Head, PhaseDone, Rows};
 use crate::time::Timestamp;
 use crate::transition::{self, Flags, Input, JobRow, Phases, Transition};
@@ -41,6 +43,8 @@ pub(crate) struct Committed {
     pub(crate) head: Head,
     /// The last row that was appended to the log, to recognise the commit by; 0 if there was none.
     pub(crate) last_row_seq: i64,
+    /// Endpoints with something to send that was not there before, or may be sent now.
+    pub(crate) mail: Vec<i64>,
     /// It changed something, and so has proved that the store can be written.
     pub(crate) has_written: bool,
 }
@@ -64,6 +68,8 @@ pub(crate) fn run(
         pending: None,
         writes: 0,
         claims: Claims::default(),
+        named: None,
+        mail: Vec::new(),
     };
     let mut answers = Vec::with_capacity(ops.len());
     for op in ops {
@@ -81,11 +87,14 @@ pub(crate) fn run(
     }
     let last_row_seq = commit.flush_last(tag)?;
     let has_written = commit.writes > 0;
-    let Commit { head, claims, .. } = commit;
+    let Commit {
+        head, claims, mail, ..
+    } = commit;
     Ok(Committed {
         answers,
         claims,
         head,
+        mail,
         last_row_seq,
         has_written,
     })
@@ -111,6 +120,9 @@ struct Commit<'a> {
     /// Grows with everything that is written.
     writes: u64,
     claims: Claims,
+    /// The endpoints of the configuration, once somebody has looked.
+    named: Option<Vec<EndpointRow>>,
+    mail: Vec<i64>,
 }
 
 /// What a transition brings along.
@@ -159,6 +171,8 @@ impl Commit<'_> {
             Op::Register(types) => self.register(types),
             Op::SetPlan { id, plan } => self.set_plan(*id, plan),
             Op::Recover(recover) => self.recover(recover),
+            Op::Attempted(attempted) => self.attempted(attempted),
+            Op::Mail(mail) => self.by_hand(mail),
             Op::Probe => {
                 self.writes += 1;
                 self.rows.touch().map(|()| Done::Nothing)
@@ -184,6 +198,14 @@ impl Commit<'_> {
         let seq = self.head.seq + 1;
         self.head.seq += span;
         self.writes += 1;
+        let notified = outbox::Notified {
+            seq,
+            span,
+            change,
+            about,
+            data: data.as_deref(),
+        };
+        self.notify(row, &notified)?;
         if let Some(run) = &mut self.pending {
             let follows = run.change == Change::Created
                 && change == Change::Created

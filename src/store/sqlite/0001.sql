@@ -114,3 +114,62 @@ CREATE TABLE unique_key (
   expires_ms INTEGER NOT NULL,
   PRIMARY KEY (type_id, key)
 ) STRICT, WITHOUT ROWID;
+
+-- Where events are sent. name: one of the configuration, else of the jobs in job_endpoint. events: a bit for each kind of event.
+-- secrets: a JSON array of keys. problem: why it was disabled, if not by the user.
+CREATE TABLE endpoint (
+  id INTEGER PRIMARY KEY,
+  name TEXT UNIQUE,
+  url TEXT NOT NULL,
+  events INTEGER NOT NULL,
+  secrets TEXT NOT NULL,
+  enabled INTEGER NOT NULL CHECK (enabled IN (0, 1)),
+  problem TEXT
+) STRICT;
+
+CREATE UNIQUE INDEX endpoint_of_jobs ON endpoint (url, events, secrets) WHERE name IS NULL;
+
+CREATE TABLE job_endpoint (
+  job_id INTEGER NOT NULL,
+  endpoint_id INTEGER NOT NULL,
+  PRIMARY KEY (job_id, endpoint_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX job_endpoint_jobs ON job_endpoint (endpoint_id);
+
+-- The outbox. id = number of the event * 256 + a place. status: 0 pending, 1 delivered, 2 failed.
+-- next_at_ms is null while an earlier one of the same endpoint and job is pending.
+CREATE TABLE delivery (
+  id INTEGER PRIMARY KEY,
+  endpoint_id INTEGER NOT NULL,
+  job_id INTEGER NOT NULL,
+  kind INTEGER NOT NULL,
+  url TEXT NOT NULL,
+  body TEXT NOT NULL,
+  status INTEGER NOT NULL CHECK (status BETWEEN 0 AND 2),
+  tries INTEGER NOT NULL,
+  next_at_ms INTEGER CHECK (status = 0 OR next_at_ms IS NULL),
+  created_at_ms INTEGER NOT NULL,
+  finished_at_ms INTEGER CHECK ((finished_at_ms IS NOT NULL) = (status >= 1)),
+  last_status INTEGER,
+  last_error TEXT
+) STRICT;
+
+-- What may be sent, and what stands in line behind it.
+CREATE INDEX delivery_next ON delivery (endpoint_id, next_at_ms) WHERE next_at_ms IS NOT NULL;
+CREATE INDEX delivery_line ON delivery (endpoint_id, job_id) WHERE status = 0;
+CREATE INDEX delivery_over ON delivery (finished_at_ms) WHERE status >= 1;
+CREATE INDEX delivery_job ON delivery (job_id);
+
+-- The tries of deliveries. answer: the first 2 KiB of what the receiver said.
+CREATE TABLE delivery_try (
+  id INTEGER PRIMARY KEY,
+  delivery_id INTEGER NOT NULL,
+  at_ms INTEGER NOT NULL,
+  took_ms INTEGER NOT NULL,
+  status INTEGER,
+  error TEXT,
+  answer TEXT
+) STRICT;
+
+CREATE INDEX delivery_try_of ON delivery_try (delivery_id);

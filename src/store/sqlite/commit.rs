@@ -219,6 +219,10 @@ impl Rows for Tx<'_> {
         Ok(row)
     }
 
+    fn type_name(&mut self, type_id: i64) -> Result<Arc<str>> {
+        self.names.type_name(self.conn, type_id)
+    }
+
     fn set_job_type(&mut self, row: &TypeRow) -> Result<()> {
         self.types.clear();
         self.write(UPDATE_TYPE, params![row.id, row.plan_id, row.paused])

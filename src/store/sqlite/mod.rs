@@ -10,6 +10,7 @@ mod due;
 mod errors;
 mod names;
 mod open;
+mod outbox;
 mod prune;
 mod read;
 mod rows;

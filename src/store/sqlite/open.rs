@@ -26,7 +26,7 @@ pub(super) const MIGRATIONS: &[&str] = &[include_str!("0001.sql")];
 /// Older versions can corrupt a WAL with several connections. Source: <https://www.sqlite.org/wal.html>, "The WAL-reset bug".
 const SQLITE_MIN: i32 = 3_051_003;
 /// Every statement of ours fits, so that none is ever prepared twice.
-const STATEMENTS: usize = 96;
+const STATEMENTS: usize = 128;
 /// The log is folded back at 1000 pages; after a burst its file shrinks back to this.
 const WAL_BYTES_KEPT: i64 = 8 << 20;
 /// How often a busy file is tried again before it is an error: with the pauses of [`busy`] about 10 s.

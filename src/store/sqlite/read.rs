@@ -110,7 +110,10 @@ impl Readers {
         self.state.lock().is_closed = true;
     }
 
-    fn with<T>(&self, look: impl FnOnce(&Connection, &mut Names) -> Result<T>) -> Result<T> {
+    pub(super) fn with<T>(
+        &self,
+        look: impl FnOnce(&Connection, &mut Names) -> Result<T>,
+    ) -> Result<T> {
         let (conn, mut names, generation) = {
             let mut state = self.state.lock();
             if state.is_closed {

@@ -204,6 +204,31 @@ const HOT: &[(&str, &str)] = &[
         "USING INDEX job_over (status=? AND finished_at_ms<?)",
     ),
     (read::COUNT_AHEAD, LIVE_ALONE),
+    (outbox::SELECT_OF_JOB, "(job_id=?)"),
+    (outbox::SELECT_SAME, "USING INDEX endpoint_of_jobs"),
+    (outbox::DROP_ENDPOINT, "INDEX job_endpoint_jobs"),
+    (outbox::DROP_ENDPOINT, "INDEX delivery_line"),
+    (
+        outbox::SELECT_FIRST,
+        "USING COVERING INDEX delivery_line (endpoint_id=? AND job_id=?)",
+    ),
+    (outbox::TRIM_TRIES, "USING COVERING INDEX delivery_try_of"),
+    (outbox::SELECT_OVER, "USING INDEX delivery_over"),
+    (outbox::SELECT_OLD, BY_ID),
+    (
+        outbox::NEXT_ENDPOINT,
+        "USING COVERING INDEX delivery_next (endpoint_id>?)",
+    ),
+    (
+        outbox::NEXT_OF,
+        "USING COVERING INDEX delivery_next (endpoint_id=? AND next_at_ms>?)",
+    ),
+    (
+        outbox::SELECT_SENDABLE,
+        "USING INDEX delivery_next (endpoint_id=? AND next_at_ms>? AND next_at_ms<?)",
+    ),
+    (outbox::LIST, BY_ID),
+    (outbox::LIST_OF_JOB, "USING INDEX delivery_job (job_id=?"),
 ];
 
 #[test]

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::config::{
     BACKTRACE_BYTES_MAX, ERRORS_KEPT, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, UNIQUE_KEY_BYTES_MAX,
 };
+use crate::delivery::Kinds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{ErrorCause, InterruptionReason, JobId};
 use crate::store::sqlite::check::Findings;
@@ -216,6 +217,51 @@ pub(super) const RULES: &[Rule] = &[
         "SELECT 'job ' || id || ': has crashed and was not interrupted' FROM job
         WHERE crash_count > 0 AND flags & :interrupted = 0 ORDER BY id",
     ),
+    // ---- S11: deliveries and their endpoints ----
+    (
+        "S11",
+        "SELECT 'delivery ' || id || ': tells of kind ' || kind || ', which no endpoint can want' FROM delivery
+        WHERE kind NOT BETWEEN 0 AND 62 OR :kinds & (1 << kind) = 0 ORDER BY id",
+    ),
+    (
+        "S11",
+        "SELECT 'delivery ' || id || ': its event ' || (id >> 8) || ' is not in the log' FROM delivery
+        WHERE id >> 8 >= (SELECT min(seq) FROM event)
+          AND (SELECT seq + span FROM event WHERE seq <= delivery.id >> 8 ORDER BY seq DESC LIMIT 1) <= id >> 8 ORDER BY id",
+    ),
+    (
+        "S11",
+        "SELECT 'delivery ' || id || ': is pending, and its endpoint ' || endpoint_id || ' is gone' FROM delivery
+        WHERE status = 0 AND endpoint_id NOT IN (SELECT id FROM endpoint) ORDER BY id",
+    ),
+    (
+        "S11",
+        "SELECT 'delivery ' || id || ': waits for an earlier one, and there is none' FROM delivery
+        WHERE status = 0 AND next_at_ms IS NULL AND NOT EXISTS (SELECT 1 FROM delivery AS earlier
+          WHERE earlier.status = 0 AND earlier.endpoint_id = delivery.endpoint_id AND earlier.job_id = delivery.job_id
+            AND earlier.id < delivery.id)
+        ORDER BY id",
+    ),
+    (
+        "S11",
+        "SELECT 'try ' || id || ': delivery ' || delivery_id || ' is gone' FROM delivery_try
+        WHERE NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.id = delivery_id) ORDER BY id",
+    ),
+    (
+        "S2",
+        "SELECT 'job ' || job_id || ': endpoint ' || endpoint_id || ' is not one of a job' FROM job_endpoint
+        WHERE NOT EXISTS (SELECT 1 FROM endpoint WHERE endpoint.id = endpoint_id AND name IS NULL) ORDER BY job_id, endpoint_id",
+    ),
+    (
+        "S2",
+        "SELECT 'endpoint ' || endpoint_id || ': belongs to job ' || job_id || ', which is gone' FROM job_endpoint
+        WHERE NOT EXISTS (SELECT 1 FROM job WHERE job.id = job_id) ORDER BY job_id, endpoint_id",
+    ),
+    (
+        "S2",
+        "SELECT 'job ' || id || ': has ' || iif(flags & :endpoints, 'a flag and no endpoint', 'an endpoint and no flag') FROM job
+        WHERE (flags & :endpoints <> 0) <> EXISTS (SELECT 1 FROM job_endpoint WHERE job_id = job.id) ORDER BY id",
+    ),
     // ---- S12: sizes ----
     (
         "S12",
@@ -291,7 +337,8 @@ impl Parameters {
             | Flags::WAITING
             | Flags::WEBHOOK_SENT
             | Flags::SAVED
-            | Flags::INTERRUPTED;
+            | Flags::INTERRUPTED
+            | Flags::ENDPOINTS;
         let reasons = InterruptionReason::ALL.map(InterruptionReason::as_str);
         Parameters(vec![
             (":job_id_max", Box::new(JobId::MAX)),
@@ -300,6 +347,8 @@ impl Parameters {
             (":waiting", Box::new(Flags::WAITING)),
             (":saved", Box::new(Flags::SAVED)),
             (":interrupted", Box::new(Flags::INTERRUPTED)),
+            (":endpoints", Box::new(Flags::ENDPOINTS)),
+            (":kinds", Box::new(Kinds::all().0)),
             (":causes", Box::new(json!(ErrorCause::ALL).to_string())),
             (":reasons", Box::new(json!(reasons).to_string())),
             (":key_max", Box::new(limit(UNIQUE_KEY_BYTES_MAX))),

@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use serde_json::json;
 
 use crate::config::{Durability, Keep, Retention};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::event::Plan;
 use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, PhaseName, RetryFrom};
 use crate::new_job::{NewJob, While};
@@ -444,8 +444,11 @@ fn a_lost_page_is_found() {
     for page in 1..bytes.len() / PAGE {
         let mut torn = bytes.clone();
         torn[page * PAGE..(page + 1) * PAGE].fill(0);
-        let lines = Copy::of(&torn).try_check().expect("damage is no error");
-        assert!(!lines.is_empty(), "page {}", page + 1);
+        match Copy::of(&torn).try_check() {
+            Ok(lines) => assert!(!lines.is_empty(), "page {}", page + 1),
+            // One that says what tables there are: nothing can be opened without it.
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "page {}", page + 1),
+        }
     }
 }
 

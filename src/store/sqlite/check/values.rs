@@ -12,11 +12,12 @@ use crate::store::sqlite::rows::read;
 const SELECT_TYPES: &str = "SELECT id, name FROM job_type ORDER BY id";
 const SELECT_PLANS: &str = "SELECT id, phases FROM plan ORDER BY id";
 /// What is stored as JSON text: what it is, with the number of its row, and the text.
-const SELECT_JSON: [&str; 4] = [
+const SELECT_JSON: [&str; 5] = [
     "SELECT 'job ' || id || ': input', input FROM job WHERE input IS NOT NULL ORDER BY id",
     "SELECT 'job ' || job_id || ': input', input FROM payload ORDER BY job_id",
     "SELECT 'job ' || (id >> 8) || ': result of phase ' || (id & 255), result FROM phase ORDER BY id",
     "SELECT 'job ' || (id >> 8) || ': checkpoint of phase ' || (id & 255), value FROM checkpoint ORDER BY id",
+    "SELECT 'delivery ' || id || ': body', body FROM delivery ORDER BY id",
 ];
 
 pub(super) fn check(conn: &Connection, bytes_max: usize, findings: &mut Findings) -> Result<()> {

@@ -493,4 +493,41 @@ pub(super) const WAYS: &[Way] = &[
         "INSERT INTO plan VALUES (3, '[]')",
         &["S12 plan 3: it has no phase"],
     ),
+    // ---- S11 ----
+    (
+        "a delivery that nobody sends",
+        "INSERT INTO delivery VALUES (2561, 9, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
+        &["S11 delivery 2561: is pending, and its endpoint 9 is gone"],
+    ),
+    (
+        "a delivery that waits for ever",
+        "INSERT INTO endpoint VALUES (1, 'a', 'http://a', 1, '[]', 1, NULL);
+        INSERT INTO delivery VALUES (2561, 1, 19, 0, 'http://a', '{}', 0, 0, NULL, 5, NULL, NULL, NULL)",
+        &["S11 delivery 2561: waits for an earlier one, and there is none"],
+    ),
+    (
+        "a delivery of what never happened, of a kind that does not exist",
+        "INSERT INTO delivery VALUES (25600000, 1, 19, 60, 'http://a', 'x', 1, 1, NULL, 5, 6, 200, NULL)",
+        &[
+            "S11 delivery 25600000: tells of kind 60, which no endpoint can want",
+            "S11 delivery 25600000: its event 100000 is not in the log",
+            "S12 delivery 25600000: body: it is not JSON",
+        ],
+    ),
+    (
+        "a try of nothing",
+        "INSERT INTO delivery_try VALUES (1, 7, 5, 5, 200, NULL, NULL)",
+        &["S11 try 1: delivery 7 is gone"],
+    ),
+    (
+        "endpoints of jobs that have none",
+        "INSERT INTO job_endpoint VALUES (19, 9), (999, 9); UPDATE job SET flags = flags | 32 WHERE id = 6",
+        &[
+            "S2 job 19: endpoint 9 is not one of a job",
+            "S2 job 999: endpoint 9 is not one of a job",
+            "S2 endpoint 9: belongs to job 999, which is gone",
+            "S2 job 6: has a flag and no endpoint",
+            "S2 job 19: has an endpoint and no flag",
+        ],
+    ),
 ];

@@ -1,0 +1,121 @@
+//! Which addresses a webhook may reach, decided for the very address that is connected to. L3. The only file that names what
+//! ureq keeps out of its promise of stability.
+//!
+//! A URL may come from anybody who can enqueue a job, and this process may stand where that person does not: beside a database, or
+//! a cloud's metadata service. So every address that a host name leads to must be a public one, and the connection goes to
+//! those addresses and to no other: a name that resolves to something else the next time changes nothing. Numbers in odd
+//! spellings (`0x7f.1`, `2130706433`) are resolved by the system like names, and judged by what they come to.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::NextTimeout;
+
+/// Special addresses: IANA's registries of 2026 (<https://www.iana.org/assignments/iana-ipv4-special-registry>), as first address
+/// and length of the prefix.
+const DENIED_V4: [(Ipv4Addr, u32); 15] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 0, 2, 0), 24),
+    (Ipv4Addr::new(192, 88, 99, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(198, 51, 100, 0), 24),
+    (Ipv4Addr::new(203, 0, 113, 0), 24),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+/// The same (<https://www.iana.org/assignments/iana-ipv6-special-registry>). `::/96` holds the unspecified address, loopback and what
+/// was compatible with IPv4; what carries an IPv4 address is denied whatever that is.
+const DENIED_V6: [(Ipv6Addr, u32); 13] = [
+    (Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 0), 96),
+    (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
+    (Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, 0, 0), 96),
+    (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
+    (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48),
+    (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64),
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
+    (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10),
+    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
+];
+
+/// Whether anybody on the internet may be at `address`.
+pub(super) fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let is_in = |(net, prefix): &(Ipv4Addr, u32)| {
+                (address.to_bits() ^ net.to_bits()).checked_shr(32 - prefix) == Some(0)
+            };
+            !DENIED_V4.iter().any(is_in)
+        }
+        IpAddr::V6(address) => {
+            let is_in = |(net, prefix): &(Ipv6Addr, u32)| {
+                (address.to_bits() ^ net.to_bits()).checked_shr(128 - prefix) == Some(0)
+            };
+            !DENIED_V6.iter().any(is_in)
+        }
+    }
+}
+
+/// Resolves names, and refuses those that lead to an address that is not public.
+#[derive(Debug)]
+pub(super) struct PublicOnly<R = DefaultResolver> {
+    pub(super) names: R,
+    /// Hosts that may be anywhere: as they are written in the URL, in lower case.
+    pub(super) allow_private: Vec<String>,
+}
+
+/// Why a name was refused.
+#[derive(Debug)]
+pub(super) struct Denied {
+    host: String,
+    address: IpAddr,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Denied { host, address } = self;
+        write!(
+            f,
+            "host {host:?} is at {address}, which is not public: allow it by name if it is meant"
+        )
+    }
+}
+
+impl std::error::Error for Denied {}
+
+impl<R: Resolver> Resolver for PublicOnly<R> {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let addresses = self.names.resolve(uri, config, timeout)?;
+        let host = uri.host().unwrap_or_default().to_ascii_lowercase();
+        let plain = host.trim_start_matches('[').trim_end_matches(']');
+        if self.allow_private.iter().any(|allowed| allowed == plain) {
+            return Ok(addresses);
+        }
+        match addresses
+            .iter()
+            .map(|address| address.ip())
+            .find(|address| !is_public(*address))
+        {
+            None => Ok(addresses),
+            Some(address) => Err(ureq::Error::Other(Box::new(Denied { host, address }))),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! One try: one request, and what came of it. L3.
+
+use std::io::Read;
+use std::time::{Duration, SystemTime};
+
+use ureq::unversioned::transport::DefaultConnector;
+use ureq::{Agent, Timeout};
+
+use crate::sync::{AtomicBool, Ordering};
+use crate::time::Timestamp;
+use crate::webhook::address::{Denied, PublicOnly};
+use crate::webhook::endpoint::{check, is_https};
+use crate::webhook::secret::Secret;
+use crate::webhook::signature::sign;
+
+/// What is read of an answer, and what is kept of it.
+const ANSWER_READ_MAX: u64 = 64 * 1024;
+const ANSWER_KEPT: usize = 2048;
+const HEADERS_MAX: usize = 32 * 1024;
+/// Connections that are kept open for the next delivery, and for how long.
+const IDLE_MAX: usize = 4;
+const IDLE_AGE: Duration = Duration::from_secs(10);
+
+/// What is to be sent.
+pub(super) struct Post<'a> {
+    pub(super) url: &'a str,
+    pub(super) webhook_id: &'a str,
+    /// As text, the newest first.
+    pub(super) secrets: &'a [String],
+    pub(super) body: &'a str,
+    pub(super) at: Timestamp,
+}
+
+/// What came of it. No text here holds a query string or a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    Answered {
+        status: u16,
+        answer: String,
+        retry_after: Option<Duration>,
+    },
+    /// No answer. It may be another matter the next time.
+    Failed(String),
+    /// It must not be sent, now or later.
+    Refused(String),
+    /// We have cut it off.
+    Cut,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    pub(super) resolve: Duration,
+    pub(super) connect: Duration,
+    pub(super) total: Duration,
+}
+
+pub(super) struct Sender {
+    agent: Agent,
+    is_https_only: bool,
+    is_cut: AtomicBool,
+}
+
+impl Sender {
+    pub(super) fn new(
+        timeouts: Timeouts,
+        allow_private: Vec<String>,
+        is_https_only: bool,
+    ) -> Sender {
+        let config = Agent::config_builder()
+            .proxy(None)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .http_status_as_error(false)
+            .max_response_header_size(HEADERS_MAX)
+            .max_idle_connections(IDLE_MAX)
+            .max_idle_age(IDLE_AGE)
+            .user_agent(concat!("stepwell/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(Some(timeouts.resolve))
+            .timeout_connect(Some(timeouts.connect))
+            .timeout_global(Some(timeouts.total))
+            .build();
+        let resolver = PublicOnly {
+            names: ureq::unversioned::resolver::DefaultResolver::default(),
+            allow_private,
+        };
+        Sender {
+            agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
+            is_https_only,
+            is_cut: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends what is on its way, and everything after it.
+    pub(super) fn cut(&self) {
+        self.is_cut.store(true, Ordering::Release);
+        self.agent.clone().shutdown();
+    }
+
+    pub(super) fn send(&self, post: &Post<'_>) -> Sent {
+        if self.is_cut.load(Ordering::Acquire) {
+            return Sent::Cut;
+        }
+        if let Err(error) = check(post.url) {
+            return Sent::Refused(error.to_string());
+        }
+        if self.is_https_only && !is_https(post.url) {
+            return Sent::Refused("it is not https, and only that is allowed".to_owned());
+        }
+        let secrets: Result<Vec<Secret>, _> = post
+            .secrets
+            .iter()
+            .map(|text| Secret::parse(text))
+            .collect();
+        let secrets = match secrets {
+            Ok(secrets) => secrets,
+            Err(error) => return Sent::Refused(error.to_string()),
+        };
+        let sent = self.post(post, &secrets);
+        // What was ended by us is no fault of the receiver. An answer is an answer.
+        if self.is_cut.load(Ordering::Acquire) && !matches!(sent, Sent::Answered { .. }) {
+            return Sent::Cut;
+        }
+        sent
+    }
+
+    fn post(&self, post: &Post<'_>, secrets: &[Secret]) -> Sent {
+        let timestamp = post.at.as_millis().div_euclid(1000);
+        let mut request = self
+            .agent
+            .post(post.url)
+            .header("content-type", "application/json")
+            .header("webhook-id", post.webhook_id)
+            .header("webhook-timestamp", timestamp.to_string());
+        if !secrets.is_empty() {
+            let signature = sign(secrets, post.webhook_id, timestamp, post.body.as_bytes());
+            request = request.header("webhook-signature", signature);
+        }
+        let mut response = match request.send(post.body) {
+            Ok(response) => response,
+            Err(error) => return failed(&error),
+        };
+        let retry_after = response.headers().get("retry-after");
+        let retry_after = retry_after
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| wait_of(text, post.at));
+        let mut bytes = Vec::new();
+        let reader = response.body_mut().with_config().limit(u64::MAX).reader();
+        // The status has decided: that the rest cannot be read changes nothing.
+        reader.take(ANSWER_READ_MAX).read_to_end(&mut bytes).ok();
+        bytes.truncate(ANSWER_KEPT);
+        Sent::Answered {
+            status: response.status().as_u16(),
+            answer: String::from_utf8_lossy(&bytes).into_owned(),
+            retry_after,
+        }
+    }
+}
+
+/// The value of `Retry-After`: seconds, or a date. Source: RFC 9110, section 10.2.3.
+fn wait_of(text: &str, now: Timestamp) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(text.trim()).ok()?;
+    let at = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let at = Timestamp::from_millis(i64::try_from(at.as_millis()).ok()?);
+    Some(at.since(now))
+}
+
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "ureq may add errors, and those that are left out here may repeat the URL"
+)]
+fn failed(error: &ureq::Error) -> Sent {
+    use ureq::Error;
+    Sent::Failed(match error {
+        Error::Other(other) if other.is::<Denied>() => return Sent::Refused(other.to_string()),
+        Error::Timeout(Timeout::Resolve) => "the host's name was not resolved in time".to_owned(),
+        Error::Timeout(Timeout::Connect) => "no connection in time".to_owned(),
+        Error::Timeout(_) => "no complete answer in time".to_owned(),
+        Error::HostNotFound => "the host's name is not known".to_owned(),
+        Error::Io(error) => error.to_string(),
+        Error::Tls(problem) => format!("TLS: {problem}"),
+        Error::Rustls(error) => format!("TLS: {error}"),
+        Error::Protocol(error) => format!("the answer is no HTTP: {error}"),
+        Error::LargeResponseHeader(..) => "the answer's headers are too large".to_owned(),
+        Error::ConnectionFailed => "no connection".to_owned(),
+        _ => "the request failed".to_owned(),
+    })
+}
