@@ -153,14 +153,6 @@ impl NewJob {
         self
     }
 
-    /// Tells an endpoint of this job's events, beside those of the configuration. May be called several times.
-    #[cfg(feature = "webhook")]
-    #[must_use]
-    pub fn webhook(mut self, endpoint: crate::webhook::Endpoint) -> NewJob {
-        self.endpoints.push(endpoint.into_spec());
-        self
-    }
-
     /// Checks what enqueueing would check, by the default limits: names, sizes, the unique key. For those who read many jobs
     /// from somewhere, and want to tell which of them is bad.
     ///

@@ -7,6 +7,7 @@ use ureq::http::Uri;
 use crate::delivery::{EndpointSpec, Kinds, shown_url};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::EventKind;
+use crate::new_job::NewJob;
 use crate::webhook::secret::Secret;
 
 const URL_BYTES_MAX: usize = 2048;
@@ -68,6 +69,15 @@ impl Endpoint {
 
     pub(super) fn is_https(&self) -> bool {
         is_https(&self.0.url)
+    }
+}
+
+impl NewJob {
+    /// Tells an endpoint of this job's events, beside those of the configuration. May be called 16 times. Feature `webhook`.
+    #[must_use]
+    pub fn webhook(mut self, endpoint: Endpoint) -> NewJob {
+        self.endpoints.push(endpoint.into_spec());
+        self
     }
 }
 

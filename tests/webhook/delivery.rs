@@ -1,0 +1,321 @@
+//! What is delivered, in which order, and to whom.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use stepwell::webhook::{Endpoint, Secret, Signed, WebhookConfig};
+use stepwell::{Client, DeliveryStatus, ErrorKind, EventKind, Keep, NewJob, Retention, Timestamp};
+
+use crate::receiver::{Receiver, wait_until};
+use crate::{Bench, deliveries, finish, quick, wait_over};
+
+#[test]
+fn every_event_is_delivered_signed_and_in_order() {
+    let bench = Bench::new();
+    let secret = Secret::generate().unwrap();
+    let (queue, jobs) =
+        bench.open(quick().endpoint("all", bench.endpoint("/ok").secret(secret.clone())));
+    let id = jobs.enqueue(&json!(7)).unwrap();
+    finish(&queue, id);
+    let sent = bench.receiver.wait_for(5);
+    let told: Vec<_> = sent.iter().map(|one| one.event()).collect();
+    assert_eq!(
+        told,
+        [
+            "job:created",
+            "job:started",
+            "job:phase:started",
+            "job:phase:completed",
+            "job:completed"
+        ]
+    );
+    let events = queue.events_of(id).unwrap();
+    for (one, event) in sent.iter().zip(&events) {
+        let signed = Signed {
+            id: one.id(),
+            timestamp: &one.headers["webhook-timestamp"],
+            signature: &one.headers["webhook-signature"],
+            body: one.body.as_bytes(),
+        };
+        assert_eq!(
+            signed.verify(std::slice::from_ref(&secret), Timestamp::now()),
+            Ok(())
+        );
+        assert_eq!(one.headers["content-type"], "application/json");
+        assert_eq!(one.json()["data"], serde_json::to_value(event).unwrap());
+    }
+    wait_over(&queue, 5);
+    assert!(queue.get(id).unwrap().unwrap().webhook_sent);
+    let kinds: Vec<_> = queue
+        .events_of(id)
+        .unwrap()
+        .iter()
+        .map(|event| event.kind)
+        .collect();
+    let position = |kind| kinds.iter().position(|other| *other == kind).unwrap();
+    assert!(position(EventKind::WebhookDelivered) > 0);
+    let last = kinds
+        .iter()
+        .rposition(|kind| *kind == EventKind::WebhookDelivered)
+        .unwrap();
+    assert!(
+        position(EventKind::Completed) < last,
+        "a delivery is told after what it tells of: {kinds:?}"
+    );
+    assert_eq!(queue.check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_failure_holds_up_its_own_job_and_no_other() {
+    let bench = Bench::new();
+    let config = quick().delays([
+        Duration::ZERO,
+        Duration::from_secs(1),
+        Duration::from_millis(10),
+    ]);
+    let (queue, _) = bench.open(config);
+    let slow = queue.enqueue_job(bench.job("/twice")).unwrap().id;
+    let quick_one = queue.enqueue_job(bench.job("/ok")).unwrap().id;
+    finish(&queue, slow);
+    finish(&queue, quick_one);
+    wait_over(&queue, 10);
+    let order: Vec<_> = bench
+        .receiver
+        .at("/twice")
+        .iter()
+        .map(|one| one.event())
+        .collect();
+    let mut deduplicated = order.clone();
+    deduplicated.dedup();
+    assert_eq!(
+        deduplicated.len(),
+        5,
+        "in order, each repeated at once: {order:?}"
+    );
+    assert_eq!(order.len(), 15);
+    let last_ok = bench.receiver.at("/ok").last().unwrap().at;
+    let second_slow = bench.receiver.at("/twice")[1].at;
+    assert!(
+        last_ok < second_slow,
+        "the other job's were through before the first repetition"
+    );
+}
+
+#[test]
+fn a_host_is_sent_two_at_a_time() {
+    let bench = Bench::new();
+    let (queue, _) = bench.open(quick().threads(8));
+    for _ in 0..10 {
+        let endpoint = bench.endpoint("/slow").events([EventKind::Created]);
+        queue
+            .enqueue_job(NewJob::new("import", &1).unwrap().webhook(endpoint))
+            .unwrap();
+    }
+    wait_over(&queue, 10);
+    assert_eq!(bench.receiver.most_under_way(), 2);
+}
+
+#[test]
+fn a_dead_endpoint_delays_no_other() {
+    let bench = Bench::new();
+    let other = Receiver::start();
+    let healthy = Endpoint::new(&other.url("/ok"))
+        .unwrap()
+        .events([EventKind::Created]);
+    let dead = bench.endpoint("/hang").events([EventKind::Created]);
+    let (queue, jobs) = bench.open(quick().endpoint("dead", dead).endpoint("healthy", healthy));
+    let started = Instant::now();
+    jobs.enqueue_many([json!(1)].iter().cycle().take(200))
+        .unwrap();
+    other.wait_for(200);
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
+    let tried = bench.receiver.received().len();
+    assert!(
+        tried < 20,
+        "two at a time, and then its breaker is open: {tried}"
+    );
+    queue.shutdown(Duration::ZERO).ok();
+}
+
+#[test]
+fn an_endpoint_that_fails_is_left_in_peace_for_a_while() {
+    let bench = Bench::new();
+    let always = bench.endpoint("/always-500").events([EventKind::Created]);
+    let (queue, jobs) = bench.open(quick().endpoint("bad", always));
+    jobs.enqueue_many([json!(1)].iter().cycle().take(50))
+        .unwrap();
+    bench.receiver.wait_for(5);
+    // Another endpoint at the same time shows that the threads are free.
+    let healthy = bench.endpoint("/ok").events([EventKind::Created]);
+    queue.put_endpoint("good", healthy).unwrap();
+    jobs.enqueue_many([json!(1)].iter().cycle().take(50))
+        .unwrap();
+    wait_until("the good one has all", || {
+        bench.receiver.at("/ok").len() == 50
+    });
+    let tried = bench.receiver.at("/always-500").len();
+    assert!(
+        (5..=6).contains(&tried),
+        "five failures, and one that was on its way: {tried}"
+    );
+}
+
+#[test]
+fn what_waits_is_sent_after_a_restart_with_the_same_id_and_body() {
+    let bench = Bench::new();
+    let config = || quick().delays([Duration::ZERO, Duration::from_millis(300), Duration::ZERO]);
+    let endpoint = bench.endpoint("/twice").events([EventKind::Created]);
+    let (queue, _) = bench.open(config());
+    queue
+        .enqueue_job(NewJob::new("import", &1).unwrap().webhook(endpoint))
+        .unwrap();
+    bench.receiver.wait_for(1);
+    queue.shutdown(Duration::from_secs(5)).unwrap();
+    drop(queue);
+    let (queue, _) = bench.open(config());
+    let delivery = wait_over(&queue, 1).remove(0);
+    assert_eq!(
+        (delivery.status, delivery.tries),
+        (DeliveryStatus::Delivered, 3)
+    );
+    let sent = bench.receiver.received();
+    assert!(
+        sent.iter()
+            .all(|one| one.id() == sent[0].id() && one.body == sent[0].body),
+        "{sent:?}"
+    );
+}
+
+#[test]
+fn a_job_that_retention_deletes_takes_no_delivery_with_it() {
+    let bench = Bench::new();
+    let mut builder = stepwell::JobQueue::builder(bench.path())
+        .webhooks(quick())
+        .retention(Retention::forever().completed(Keep::newest(0)));
+    builder.register(
+        stepwell::JobType::<serde_json::Value>::new("import").phase(crate::ONE, |_| Ok(json!(1))),
+    );
+    let queue = builder.open().unwrap();
+    let endpoint = bench.endpoint("/slow").events([EventKind::Completed]);
+    let id = queue
+        .enqueue_job(NewJob::new("import", &1).unwrap().webhook(endpoint))
+        .unwrap()
+        .id;
+    wait_until("the job is gone", || queue.get(id).unwrap().is_none());
+    let delivery = wait_over(&queue, 1).remove(0);
+    assert_eq!(
+        (delivery.status, delivery.last_status),
+        (DeliveryStatus::Delivered, Some(200))
+    );
+    assert_eq!(queue.check().unwrap(), Vec::<String>::new());
+    let refused = queue.redeliver(delivery.id).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");
+}
+
+#[test]
+fn endpoints_are_disabled_enabled_and_changed_while_the_queue_runs() {
+    let bench = Bench::new();
+    let endpoint = |path| bench.endpoint(path).events([EventKind::Created]);
+    let (queue, jobs) = bench.open(quick().endpoint("audit", endpoint("/a")));
+    queue.disable_endpoint("audit").unwrap();
+    jobs.enqueue(&json!(1)).unwrap();
+    assert!(deliveries(&queue).is_empty());
+    queue.enable_endpoint("audit").unwrap();
+    jobs.enqueue(&json!(1)).unwrap();
+    wait_over(&queue, 1);
+    queue.put_endpoint("audit", endpoint("/b")).unwrap();
+    jobs.enqueue(&json!(1)).unwrap();
+    wait_over(&queue, 2);
+    assert_eq!(
+        (bench.receiver.at("/a").len(), bench.receiver.at("/b").len()),
+        (1, 1)
+    );
+    let state = queue.endpoints().unwrap().remove(0);
+    assert_eq!((state.name.as_str(), state.enabled), ("audit", true));
+    assert_eq!(state.url, bench.receiver.url("/b"));
+    assert_eq!(
+        queue.enable_endpoint("other").unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    assert_eq!(
+        queue
+            .put_endpoint("bad name", endpoint("/b"))
+            .unwrap_err()
+            .kind(),
+        ErrorKind::InvalidJob
+    );
+    // A restart keeps what was done by hand.
+    queue.disable_endpoint("audit").unwrap();
+    queue.shutdown(Duration::from_secs(5)).unwrap();
+    let (queue, _) = bench.open(quick().endpoint("audit", endpoint("/b")));
+    assert!(!queue.endpoints().unwrap()[0].enabled);
+}
+
+#[test]
+fn a_client_s_jobs_are_told_of_and_its_redelivery_is_done() {
+    let bench = Bench::new();
+    let (queue, _) = bench.open(quick().endpoint(
+        "audit",
+        bench.endpoint("/ok").events([EventKind::Completed]),
+    ));
+    let client = Client::open(bench.path()).unwrap();
+    let id = client.enqueue("import", &1).unwrap();
+    finish(&queue, id);
+    let delivery = wait_over(&queue, 1).remove(0);
+    client.redeliver(delivery.id).unwrap();
+    let sent = bench.receiver.wait_for(2);
+    assert_eq!((sent[0].id(), &sent[0].body), (sent[1].id(), &sent[1].body));
+    wait_over(&queue, 1);
+    let count = client
+        .redeliver_between(
+            delivery.created_at,
+            Timestamp::now().after(Duration::from_secs(1)),
+        )
+        .unwrap();
+    assert_eq!(count, 1);
+    bench.receiver.wait_for(3);
+    assert_eq!(
+        client.delivery(delivery.id).unwrap().unwrap().body,
+        sent[0].body
+    );
+}
+
+#[test]
+fn a_configuration_that_cannot_work_is_refused() {
+    let bench = Bench::new();
+    let refused = |config: WebhookConfig| {
+        let queue = stepwell::JobQueue::builder(bench.path())
+            .webhooks(config)
+            .open();
+        let error = queue.err().expect("it is refused");
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        error.to_string()
+    };
+    let endpoint = || bench.endpoint("/ok");
+    assert!(refused(WebhookConfig::new().threads(0)).contains("threads is 0"));
+    assert!(refused(WebhookConfig::new().delays([])).contains("there is no delay"));
+    assert!(refused(WebhookConfig::new().jitter(2.0)).contains("jitter is 2"));
+    assert!(
+        refused(WebhookConfig::new().endpoint("a b", endpoint())).contains("\"a b\" is not a name")
+    );
+    assert!(
+        refused(
+            WebhookConfig::new()
+                .endpoint("a", endpoint())
+                .endpoint("a", endpoint())
+        )
+        .contains("there twice")
+    );
+    assert!(
+        refused(
+            WebhookConfig::new()
+                .endpoint("a", endpoint())
+                .https_only(true)
+        )
+        .contains("is not https")
+    );
+}

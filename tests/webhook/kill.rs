@@ -1,0 +1,140 @@
+//! kill -9 with deliveries under way: each arrives, at least once, with one id and one body, in order.
+//!
+//! The sender is this very program, started again with a file to work on. It is killed at a random moment, 300 times; the
+//! receiver is here and remembers everything.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::process::{Command, Stdio};
+use std::thread::park_timeout;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stepwell::{Client, DeliveryQuery, DeliveryStatus, JobId, JobQueue, JobType};
+
+use crate::Bench;
+use crate::receiver::wait_until;
+
+const CHILD: &str = "STEPWELL_WEBHOOK_SENDER";
+const ROUNDS: u64 = 300;
+const UNDER_WAY_MAX: usize = 4;
+
+/// The killed one.
+#[test]
+fn sender() {
+    let Ok(place) = std::env::var(CHILD) else {
+        return;
+    };
+    let (path, url) = place.split_once(' ').unwrap();
+    let endpoint = stepwell::webhook::Endpoint::new(url).unwrap();
+    let hooks = crate::quick().endpoint("audit", endpoint);
+    let mut builder = JobQueue::builder(path).workers(2).webhooks(hooks);
+    let jobs = builder
+        .register(JobType::<Value>::new("import").phase(crate::ONE, |cx| Ok(cx.input().clone())));
+    let _queue = builder.open().unwrap();
+    let mut number = 0;
+    loop {
+        jobs.enqueue(&json!(number)).unwrap();
+        number += 1;
+        park_timeout(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn deliveries_survive_300_kills() {
+    let bench = Bench::new();
+    let place = format!("{} {}", bench.path().display(), bench.receiver.url("/ok"));
+    let seed = std::env::var("STEPWELL_KILL_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let mut chance: u64 = seed.unwrap_or(1);
+    for _ in 0..ROUNDS {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["kill::sender", "--exact", "--nocapture"])
+            .env(CHILD, &place)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Knuth's multiplicative generator for MMIX; the high bits are the good ones.
+        chance = chance
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        park_timeout(Duration::from_millis(15 + (chance >> 33) % 60));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let client = Client::open(bench.path()).unwrap();
+    assert_eq!(client.check().unwrap(), Vec::<String>::new());
+    let (queue, _) = bench.open(crate::quick().endpoint("audit", bench.endpoint("/ok")));
+    wait_until("everything is delivered", || {
+        let stats = queue.stats().unwrap();
+        let pending = DeliveryQuery::new().status(DeliveryStatus::Pending);
+        let page = queue.deliveries(&pending).unwrap();
+        stats.pending + stats.running == 0 && page.deliveries.is_empty() && page.next.is_none()
+    });
+    assert_eq!(queue.check().unwrap(), Vec::<String>::new());
+    verify(&bench, &queue);
+}
+
+fn verify(bench: &Bench, queue: &JobQueue) {
+    let mut known = BTreeMap::new();
+    let mut query = DeliveryQuery::new().limit(1000);
+    loop {
+        let page = queue.deliveries(&query).unwrap();
+        for delivery in page.deliveries {
+            assert_eq!(delivery.status, DeliveryStatus::Delivered, "{delivery:?}");
+            known.insert(delivery.webhook_id.clone(), delivery);
+        }
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    let mut events = HashSet::new();
+    let mut after = 0;
+    loop {
+        let page = queue.events_after(after, 1000).unwrap();
+        let Some(last) = page.last() else { break };
+        after = last.seq;
+        events.extend(
+            page.iter()
+                .filter(|event| !event.kind.as_str().contains("webhook"))
+                .map(|event| event.seq),
+        );
+    }
+    let told: HashSet<_> = known
+        .values()
+        .map(|delivery| delivery.id.as_i64() / 256)
+        .collect();
+    assert_eq!(
+        told, events,
+        "each event has its delivery, and nothing else has one"
+    );
+
+    let received = bench.receiver.received();
+    let mut bodies: HashMap<&str, &str> = HashMap::new();
+    let mut order: HashMap<JobId, Vec<i64>> = HashMap::new();
+    for one in &received {
+        let delivery = known
+            .get(one.id())
+            .unwrap_or_else(|| panic!("{} is not in the outbox", one.id()));
+        match bodies.insert(one.id(), &one.body) {
+            Some(first) => assert_eq!(first, one.body, "one id, one body"),
+            None => order
+                .entry(delivery.job_id)
+                .or_default()
+                .push(delivery.id.as_i64()),
+        }
+    }
+    assert_eq!(bodies.len(), known.len(), "each arrived");
+    for (job, ids) in order {
+        assert!(ids.is_sorted(), "job {job}: {ids:?}");
+    }
+    let repeated = received.len() - bodies.len();
+    assert!(
+        repeated <= UNDER_WAY_MAX * usize::try_from(ROUNDS).unwrap(),
+        "{repeated} were repeated"
+    );
+    assert!(
+        known.len() > 1000,
+        "only {} deliveries: the rounds were too short",
+        known.len()
+    );
+}
