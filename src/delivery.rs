@@ -108,6 +108,19 @@ impl DeliveryStatus {
     }
 }
 
+impl FromStr for DeliveryStatus {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<DeliveryStatus> {
+        let named = |status: &DeliveryStatus| status.as_str() == text;
+        DeliveryStatus::ALL.into_iter().find(named).ok_or_else(|| {
+            let names = DeliveryStatus::ALL.map(DeliveryStatus::as_str).join(", ");
+            let problem = format!("delivery status {text:?}: expected one of {names}");
+            Error::new(ErrorKind::InvalidJob, problem)
+        })
+    }
+}
+
 impl fmt::Display for DeliveryStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
@@ -188,20 +201,23 @@ json::object!(DeliveryTry {
 pub(crate) struct Kinds(pub(crate) i64);
 
 impl Kinds {
-    /// What tells of deliveries is not delivered: it would never end. What is not in the log is not, either.
-    const NEVER: [EventKind; 3] = [
-        EventKind::WebhookDelivered,
-        EventKind::WebhookFailed,
-        EventKind::Progress,
+    /// All that can be delivered. What tells of deliveries is not: it would never end; and progress is not in the log.
+    pub(crate) const ALL: &'static [EventKind] = &[
+        EventKind::Created,
+        EventKind::Started,
+        EventKind::PhaseStarted,
+        EventKind::PhaseCompleted,
+        EventKind::PhaseFailed,
+        EventKind::Retrying,
+        EventKind::Interrupted,
+        EventKind::Completed,
+        EventKind::Failed,
+        EventKind::Cancelled,
+        EventKind::Deleted,
     ];
 
-    /// All that can be delivered.
     pub(crate) fn all() -> Kinds {
-        Kinds::of(
-            EventKind::ALL
-                .into_iter()
-                .filter(|kind| !Kinds::NEVER.contains(kind)),
-        )
+        Kinds::of(Kinds::ALL.iter().copied())
     }
 
     pub(crate) fn of(kinds: impl IntoIterator<Item = EventKind>) -> Kinds {
@@ -272,6 +288,11 @@ mod tests {
         assert_eq!(all, [EventKind::Completed, EventKind::Deleted]);
         assert!(!Kinds::all().has(EventKind::WebhookFailed));
         assert!(Kinds::all().has(EventKind::Created));
+        assert_eq!(
+            Kinds::ALL.len() + 3,
+            EventKind::ALL.len(),
+            "a new kind must be thought about"
+        );
     }
 
     #[test]

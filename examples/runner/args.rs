@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use stepwell::{Durability, JobId, JobStatus, Seq};
+use stepwell::{DeliveryId, DeliveryStatus, Durability, JobId, JobStatus, Seq};
 
 /// Durable pipelines of shell commands, in one file.
 #[derive(Parser)]
@@ -75,6 +75,20 @@ pub enum Verb {
         #[arg(long)]
         follow: bool,
     },
+    /// Webhook deliveries, newest first
+    Deliveries {
+        /// Only those that are pending, delivered or failed
+        #[arg(long)]
+        status: Option<DeliveryStatus>,
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// Send deliveries again, whatever became of them
+    Redeliver {
+        #[arg(required = true)]
+        ids: Vec<DeliveryId>,
+    },
     /// How many jobs there are, by status
     Stats,
     /// Why a job is not running
@@ -98,6 +112,9 @@ pub struct RunOptions {
     /// How long commands may go on after Ctrl-C; then they get SIGTERM, and SIGKILL 5 s later
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub shutdown_timeout: std::time::Duration,
+    /// Let webhooks go to this host although its address is not public
+    #[arg(long, value_name = "HOST")]
+    pub allow_private: Vec<String>,
     /// Serve the dashboard and the API here, for example 127.0.0.1:8080
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
@@ -159,7 +176,8 @@ fn seconds(text: &str) -> std::result::Result<std::time::Duration, String> {
 const LINE_HELP: &str = "\
 A line:
   {\"phases\": [{\"name\": \"fetch\", \"run\": \"shell command\", \"timeout_ms\": N?, \"max_attempts\": N?}, ...],
-   \"input\": any?, \"priority\": N?, \"delay_ms\": N?, \"unique_key\": \"S\"?, \"max_attempts\": N?, \"backoff_ms\": N?}
+   \"input\": any?, \"priority\": N?, \"delay_ms\": N?, \"unique_key\": \"S\"?, \"max_attempts\": N?, \"backoff_ms\": N?,
+   \"webhooks\": [{\"url\": \"S\", \"events\": [\"job:completed\", ...]?, \"secret\": \"whsec_...\"?}]?}
 
 A command runs by sh -c in a process group of its own. It finds in its environment:
   STEPWELL_JOB_ID, STEPWELL_PHASE, STEPWELL_ATTEMPT
@@ -169,5 +187,7 @@ A command runs by sh -c in a process group of its own. It finds in its environme
 Its standard output is the result of its phase: JSON if it is JSON, else text without the line ends at its end.
 Its exit code says what is next: 0 done, 75 try again, 100 failed for good, others as the retry policy says.
 Cancelled, timed out or shut down, its whole group gets SIGTERM, and SIGKILL 5 s later.
+
+Webhooks are told of the job's events by POST requests, signed as Standard Webhooks has it; by all of its events, unless some are named.
 
 Defaults: 5 attempts, backoff_ms 1000 and doubling, no timeout.";

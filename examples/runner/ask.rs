@@ -1,7 +1,12 @@
 //! Commands that change something: submit, cancel, retry, delete, pause, resume.
 
+use std::fmt::Display;
+
+use serde::Serialize;
 use serde_json::json;
-use stepwell::{BulkAction, CancelOutcome, Client, Enqueued, ErrorKind, JobId, RetryFrom};
+use stepwell::{
+    BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, JobId, RetryFrom,
+};
 
 use crate::args::RetryOptions;
 use crate::output::{Output, complain, count, remark};
@@ -67,7 +72,7 @@ pub fn retry(client: &Client, options: &RetryOptions, out: &mut Output) -> Resul
         RetryFrom::Failed
     };
     let Some(status) = options.status else {
-        return each(&options.ids, out, "is tried again", |id| {
+        return each(&options.ids, out, "job", "is tried again", |id| {
             client.retry(id, from)
         });
     };
@@ -82,15 +87,22 @@ pub fn retry(client: &Client, options: &RetryOptions, out: &mut Output) -> Resul
 }
 
 pub fn delete(client: &Client, ids: &[JobId], out: &mut Output) -> Result<u8> {
-    each(ids, out, "is deleted", |id| client.delete(id))
+    each(ids, out, "job", "is deleted", |id| client.delete(id))
 }
 
-/// Does it to each; a job that refuses does not keep the others from it.
-fn each(
-    ids: &[JobId],
+pub fn redeliver(client: &Client, ids: &[DeliveryId], out: &mut Output) -> Result<u8> {
+    each(ids, out, "delivery", "is sent again", |id| {
+        client.redeliver(id)
+    })
+}
+
+/// Does it to each; one that refuses does not keep the others from it.
+fn each<I: Copy + Display + Serialize>(
+    ids: &[I],
     out: &mut Output,
+    kind: &str,
     what: &str,
-    action: impl Fn(JobId) -> stepwell::Result<()>,
+    action: impl Fn(I) -> stepwell::Result<()>,
 ) -> Result<u8> {
     let mut code = 0;
     for id in ids {
@@ -98,13 +110,13 @@ fn each(
         if let Err(error) = &done
             && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict)
         {
-            return Err(Failure::new(format!("job {id}: {error}")));
+            return Err(Failure::new(format!("{kind} {id}: {error}")));
         }
         if out.is_json() {
             let problem = done.as_ref().err().map(ToString::to_string);
             out.json(&json!({"id": id, "done": done.is_ok(), "error": problem}))?;
         } else if done.is_ok() {
-            out.line(&format!("job {id} {what}"))?;
+            out.line(&format!("{kind} {id} {what}"))?;
         }
         if let Err(error) = done {
             complain(&error.to_string());

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use stepwell::{JobPlan, NewJob, PhaseName, PhaseSpec, RetryPolicy, While};
+use stepwell::webhook::{Endpoint, Secret};
+use stepwell::{EventKind, JobPlan, NewJob, PhaseName, PhaseSpec, RetryPolicy, While};
 
 use crate::command::result_variable;
 use crate::{Failure, Result};
@@ -28,6 +29,43 @@ struct Line {
     unique_key: Option<String>,
     max_attempts: Option<u32>,
     backoff_ms: Option<u64>,
+    #[serde(default)]
+    webhooks: Vec<WebhookLine>,
+}
+
+/// Who is told of a job's events.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WebhookLine {
+    url: String,
+    events: Option<Vec<String>>,
+    secret: Option<String>,
+}
+
+impl WebhookLine {
+    fn endpoint(&self) -> std::result::Result<Endpoint, String> {
+        let mut endpoint = Endpoint::new(&self.url).map_err(|error| error.to_string())?;
+        if let Some(names) = &self.events {
+            let mut kinds = Vec::new();
+            for name in names {
+                let kind: EventKind = name
+                    .parse()
+                    .map_err(|error: stepwell::Error| error.to_string())?;
+                if !Endpoint::DELIVERED.contains(&kind) {
+                    return Err(format!("event {name:?} is never delivered"));
+                }
+                kinds.push(kind);
+            }
+            endpoint = endpoint.events(kinds);
+        }
+        match &self.secret {
+            None => Ok(endpoint),
+            Some(text) => {
+                let secret = Secret::parse(text).map_err(|error| error.to_string())?;
+                Ok(endpoint.secret(secret))
+            }
+        }
+    }
 }
 
 /// One phase of it.
@@ -168,6 +206,10 @@ fn parse_line(line: &[u8]) -> std::result::Result<NewJob, String> {
     if let Some(key) = line.unique_key {
         job = job.unique_key(key, While::Live);
     }
+    for (index, webhook) in line.webhooks.iter().enumerate() {
+        let endpoint = webhook.endpoint();
+        job = job.webhook(endpoint.map_err(|problem| format!("webhooks[{index}]: {problem}"))?);
+    }
     job.validate().map_err(|error| error.to_string())?;
     Ok(job)
 }
@@ -225,6 +267,22 @@ mod tests {
             (
                 r#"{"phases":[{"name":"a","run":"x"}],"delay_ms":-1}"#,
                 "invalid value",
+            ),
+            (
+                r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"a.example"}]}"#,
+                "webhooks[0]: webhook URL \"a.example\": expected http:// or https://",
+            ),
+            (
+                r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","events":["job:done"]}]}"#,
+                "webhooks[0]: event \"job:done\": there is no such event",
+            ),
+            (
+                r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","events":["job:progress"]}]}"#,
+                "event \"job:progress\" is never delivered",
+            ),
+            (
+                r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","secret":"hunter2"}]}"#,
+                "webhooks[0]: a webhook secret is not base64",
             ),
             ("\u{fffd}", "line 1: column 1: expected value"),
         ] {

@@ -106,6 +106,8 @@ fn run(args: &Args, out: &mut Output) -> Result<u8> {
         } => show::list(&open(db)?, *status, job_type.as_deref(), *limit, out),
         Verb::Show { id } => show::job(&open(db)?, *id, out),
         Verb::Events { after, follow } => show::events(&open(db)?, *after, *follow, out),
+        Verb::Deliveries { status, limit } => show::deliveries(&open(db)?, *status, *limit, out),
+        Verb::Redeliver { ids } => ask::redeliver(&open(db)?, ids, out),
         Verb::Stats => show::stats(&open(db)?, out),
         Verb::Explain { id } => show::explain(&open(db)?, *id, out),
         Verb::Check => show::check(&open(db)?, out),

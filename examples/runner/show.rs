@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use stepwell::{
-    Client, Event, Job, JobId, JobStatus, JobSummary, ListFilter, PhaseRecord, Seq, Timestamp,
+    Client, Delivery, DeliveryQuery, DeliveryStatus, Event, Job, JobId, JobStatus, JobSummary,
+    ListFilter, PhaseRecord, Seq, Timestamp,
 };
 
 use crate::output::{Cell, Output, count, plain, remark, tame};
@@ -223,6 +224,71 @@ fn told(event: &Event) -> String {
         text.push_str(&format!("  {key}={}", tame(&plain(value), 200)));
     }
     text.trim_end().to_owned()
+}
+
+pub fn deliveries(
+    client: &Client,
+    status: Option<DeliveryStatus>,
+    limit: usize,
+    out: &mut Output,
+) -> Result<u8> {
+    let (mut all, mut next) = (Vec::new(), None);
+    while all.len() < limit {
+        let mut query = DeliveryQuery::new().limit((limit - all.len()).min(JOBS_PAGE));
+        if let Some(status) = status {
+            query = query.status(status);
+        }
+        if let Some(next) = next {
+            query = query.after(next);
+        }
+        let page = client.deliveries(&query)?;
+        all.extend(page.deliveries);
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    if out.is_json() {
+        return all
+            .iter()
+            .try_for_each(|delivery| out.json(delivery))
+            .map(|()| 0);
+    }
+    let rows: Vec<_> = all.iter().map(delivery_row).collect();
+    if !rows.is_empty() {
+        out.table(
+            [
+                "ID", "EVENT", "JOB", "STATUS", "TRIES", "NEXT", "ANSWER", "URL", "ERROR",
+            ],
+            &rows,
+        )?;
+    }
+    let more = if next.is_some() {
+        ", and more: raise --limit"
+    } else {
+        ""
+    };
+    let number = if all.len() == 1 {
+        "1 delivery".to_owned()
+    } else {
+        format!("{} deliveries", all.len())
+    };
+    out.line(&format!("{number}{more}"))?;
+    Ok(0)
+}
+
+fn delivery_row(delivery: &Delivery) -> [Cell; 9] {
+    [
+        Cell::number(delivery.id),
+        Cell::text(delivery.event),
+        Cell::number(delivery.job_id),
+        Cell::text(delivery.status),
+        Cell::number(delivery.tries),
+        Cell::maybe(delivery.next_at),
+        Cell::maybe(delivery.last_status),
+        Cell::text(&delivery.url),
+        Cell::maybe(delivery.last_error.as_ref()),
+    ]
 }
 
 pub fn stats(client: &Client, out: &mut Output) -> Result<u8> {

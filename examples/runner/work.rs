@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use stepwell::webhook::WebhookConfig;
 use stepwell::{
     Client, ErrorKind, Event, EventKind, JobId, JobQueue, JobStatus, JobType, ListFilter, Notice,
     PhaseStatus, Subscription,
@@ -107,7 +108,11 @@ impl Worker {
         let groups = Groups::start()?;
         let open = || {
             let runs_in = groups.clone();
-            let mut builder = JobQueue::builder(db).durability(options.durability.into());
+            let hooks = options.allow_private.iter();
+            let hooks = hooks.fold(WebhookConfig::new(), WebhookConfig::allow_private);
+            let mut builder = JobQueue::builder(db)
+                .durability(options.durability.into())
+                .webhooks(hooks);
             if let Some(workers) = options.workers {
                 builder = builder.workers(workers.into());
             }

@@ -27,6 +27,9 @@ const URL_BYTES_MAX: usize = 2048;
 pub struct Endpoint(EndpointSpec);
 
 impl Endpoint {
+    /// What can be delivered: everything in the log that is not about deliveries, which would never end.
+    pub const DELIVERED: &'static [EventKind] = Kinds::ALL;
+
     /// An endpoint that is told of every event of a job. Without a secret its deliveries are not signed.
     ///
     /// # Errors

@@ -8,4 +8,5 @@
 mod bench;
 mod commands;
 mod tools;
+mod webhooks;
 mod work;

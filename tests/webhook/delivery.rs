@@ -291,7 +291,7 @@ fn a_configuration_that_cannot_work_is_refused() {
         let queue = stepwell::JobQueue::builder(bench.path())
             .webhooks(config)
             .open();
-        let error = queue.err().expect("it is refused");
+        let error = queue.expect_err("it is refused");
         assert_eq!(error.kind(), ErrorKind::InvalidConfig);
         error.to_string()
     };

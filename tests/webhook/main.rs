@@ -1,9 +1,9 @@
 //! Webhooks end to end: real queues, a real server that misbehaves, and what must be true of both sides afterwards.
-#![cfg(feature = "webhook")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
 mod answers;
 mod delivery;
+mod interop;
 #[cfg(target_os = "linux")]
 mod kill;
 mod receiver;
