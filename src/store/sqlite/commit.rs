@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{JobId, JobStatus};
 use crate::store::sqlite::errors::{self, Context};
+use crate::store::sqlite::held::Held;
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, job_columns, limit, number, phase_key, read};
 use crate::store::sqlite::{due, prune};
@@ -94,6 +95,7 @@ pub(super) fn transact(
     execute(conn, "BEGIN IMMEDIATE", params![]).map_err(Failure::NothingDone)?;
     let mut tx = Tx {
         conn,
+        held: Held::new(conn),
         names,
         holders_seen,
         types: HashMap::new(),
@@ -122,6 +124,7 @@ fn execute(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<usize>
 /// One open transaction.
 pub(super) struct Tx<'c> {
     pub(super) conn: &'c Connection,
+    held: Held<'c>,
     names: &'c mut Names,
     pub(super) holders_seen: &'c mut (i64, String),
     /// Job types that were looked up in this transaction.
@@ -131,8 +134,9 @@ pub(super) struct Tx<'c> {
 }
 
 impl Tx<'_> {
-    pub(super) fn write(&self, sql: &str, params: &[&dyn ToSql]) -> Result<usize> {
-        execute(self.conn, sql, params)
+    pub(super) fn write(&mut self, sql: &'static str, params: &[&dyn ToSql]) -> Result<usize> {
+        let changed = self.held.execute(sql, params);
+        changed.map_err(|error| errors::map(error, Context::Write))
     }
 
     fn ids(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<JobId>> {

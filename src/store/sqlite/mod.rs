@@ -1,13 +1,14 @@
 //! The SQLite backend. L2; nothing of `rusqlite` is named outside this folder.
 //!
-//! `open` makes connections, `commit` is the only file that writes jobs and events, `due` finds what can be
-//! claimed, `prune` has the statements of retention, `rows` turns columns into types, `read` is
+//! `open` makes connections, `commit` is the only file that writes jobs and events, `held` keeps its statements at hand, `due`
+//! finds what can be claimed, `prune` has the statements of retention, `rows` turns columns into types, `read` is
 //! the reading side, `names` remembers job types and plans.
 
 mod check;
 mod commit;
 mod due;
 mod errors;
+mod held;
 mod names;
 mod open;
 mod prune;
