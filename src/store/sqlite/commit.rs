@@ -15,6 +15,7 @@ use crate::event::{Plan, Seq};
 use crate::job::{JobId, JobStatus};
 use crate::store::sqlite::errors::{self, Context};
 use crate::store::sqlite::held::Held;
+use crate::store::sqlite::known::Known;
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, job_columns, limit, number, phase_key, read};
 use crate::store::sqlite::{due, prune};
@@ -89,6 +90,7 @@ const PUT_HOLDER: &str =
 pub(super) fn transact(
     conn: &Connection,
     names: &mut Names,
+    known: &mut Known,
     holders_seen: &mut (i64, String),
     work: &mut dyn FnMut(&mut dyn Rows) -> Result<()>,
 ) -> std::result::Result<(), Failure> {
@@ -97,11 +99,11 @@ pub(super) fn transact(
         conn,
         held: Held::new(conn),
         names,
+        known,
         holders_seen,
-        types: HashMap::new(),
         inputs: HashMap::new(),
     };
-    if let Err(error) = work(&mut tx) {
+    if let Err(error) = tx.known.check(conn).and_then(|()| work(&mut tx)) {
         // SQLite has rolled back by itself after some errors; then this one fails, and nothing is left to do.
         execute(conn, "ROLLBACK", params![]).ok();
         return Err(Failure::NothingDone(error));
@@ -126,9 +128,8 @@ pub(super) struct Tx<'c> {
     pub(super) conn: &'c Connection,
     held: Held<'c>,
     names: &'c mut Names,
+    known: &'c mut Known,
     pub(super) holders_seen: &'c mut (i64, String),
-    /// Job types that were looked up in this transaction.
-    types: HashMap<Arc<str>, TypeRow>,
     /// Inputs that were read with their due jobs, for the claims that follow.
     inputs: HashMap<JobId, String>,
 }
@@ -164,7 +165,12 @@ fn ms(time: Option<Timestamp>) -> Option<i64> {
 
 impl Rows for Tx<'_> {
     fn head(&mut self) -> Result<Head> {
-        rows::head(self.conn)
+        if let Some(head) = self.known.head {
+            return Ok(head);
+        }
+        let head = rows::head(self.conn)?;
+        self.known.head = Some(head);
+        Ok(head)
     }
 
     fn tag_at(&mut self, seq: Seq) -> Result<Option<i64>> {
@@ -178,6 +184,9 @@ impl Rows for Tx<'_> {
     }
 
     fn append(&mut self, row: &EventRow, head: Option<&Head>) -> Result<()> {
+        if head.is_some() {
+            self.known.head = head.copied();
+        }
         let head = head.map(rows::head_text);
         self.write(
             INSERT_EVENT,
@@ -200,7 +209,7 @@ impl Rows for Tx<'_> {
     }
 
     fn job_type(&mut self, name: &Arc<str>) -> Result<TypeRow> {
-        if let Some(row) = self.types.get(name) {
+        if let Some(row) = self.known.job_type(name) {
             return Ok(row.clone());
         }
         let known = match self.names.type_id(name) {
@@ -219,12 +228,12 @@ impl Rows for Tx<'_> {
             }
         };
         self.names.remember_type(row.id, name.clone());
-        self.types.insert(name.clone(), row.clone());
+        self.known.remember_type(name.clone(), row.clone());
         Ok(row)
     }
 
     fn set_job_type(&mut self, row: &TypeRow) -> Result<()> {
-        self.types.clear();
+        self.known.forget_types();
         self.write(UPDATE_TYPE, params![row.id, row.plan_id, row.paused])
             .map(|_| ())
     }
@@ -261,10 +270,14 @@ impl Rows for Tx<'_> {
     }
 
     fn job(&mut self, id: JobId) -> Result<Option<JobRow>> {
-        rows::find_job(self.conn, id)
+        match self.known.job(id) {
+            Some(row) => Ok(Some(row)),
+            None => rows::find_job(self.conn, id),
+        }
     }
 
     fn insert_job(&mut self, row: &JobRow, input: &str, unique_key: Option<&str>) -> Result<()> {
+        self.known.written(row);
         let inline = (input.len() <= INLINE_BYTES_MAX).then_some(input);
         self.write(
             INSERT_JOB,
@@ -353,6 +366,9 @@ impl Rows for Tx<'_> {
                 ],
             )?
         };
+        if changed == 1 {
+            self.known.written(after);
+        }
         Ok(changed == 1)
     }
 
