@@ -64,8 +64,8 @@ const PAUSE_KEPT: Duration = Duration::from_secs(60);
 
 /// What the committer asks its engine, and tells it. Called by whoever leads, one at a time.
 pub(crate) trait Host: Send + Sync {
-    /// What this commit is to claim.
-    fn request(&self, now: Timestamp) -> ClaimRequest;
+    /// What this commit is to claim, beside doing `ops`.
+    fn request(&self, ops: &[Op], now: Timestamp) -> ClaimRequest;
     /// Adds what is due by now. `is_idle`: there is nothing else to do.
     fn due(&self, now: Timestamp, is_idle: bool, ops: &mut Vec<Op>);
     /// Whether a commit without operations is worth it: something may be claimed.
@@ -358,7 +358,7 @@ impl Committer {
 
     fn commit(&self, host: &dyn Host, ops: &[Op]) -> std::result::Result<Trial, Outcome> {
         let (now, started) = (self.clock.now(), monotonic());
-        let mut request = host.request(now);
+        let mut request = host.request(ops, now);
         let tag = i64::from_ne_bytes(self.tag.fetch_add(1, Ordering::Relaxed).to_ne_bytes());
         let mut committed = None;
         let mut transact = |request: &ClaimRequest| {

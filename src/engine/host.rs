@@ -22,7 +22,7 @@ use crate::transition::{Input, JobRow, Verdict};
 const CLAIM_BYTES_MAX: usize = 4 << 20;
 
 impl Host for Engine {
-    fn request(&self, now: Timestamp) -> ClaimRequest {
+    fn request(&self, ops: &[Op], now: Timestamp) -> ClaimRequest {
         // First: a zombie that leaves after it was looked at must not be overlooked.
         self.state.lock().backlog.look();
         let (under_way, zombies) = (self.live.len(), self.live.zombies());
@@ -35,17 +35,20 @@ impl Host for Engine {
                 ..ClaimRequest::default()
             };
         }
-        let room = window.saturating_sub(under_way);
+        // Most outcomes end a claim. The next one rides in the same commit: it need not wait for another.
+        let outcomes = ops.iter().filter(|op| matches!(op, Op::Settle(_))).count();
+        let left = under_way.saturating_sub(outcomes);
         let is_due = state.backlog.is_due(now);
         let mut exclude = zombies;
         exclude.extend(state.planning.iter().copied());
         ClaimRequest {
-            room,
+            room: window.saturating_sub(under_way),
+            excess: under_way.saturating_sub(window),
             bytes_max: CLAIM_BYTES_MAX,
             types: state.claimable.clone(),
             exclude,
             direct: !is_due && under_way < self.config.workers,
-            from_backlog: is_due && self.is_worth_a_claim(under_way, window),
+            from_backlog: is_due && self.is_worth_a_claim(left, window),
             release,
         }
     }

@@ -61,6 +61,7 @@ pub(crate) fn run(
         head,
         request,
         room,
+        ended: 0,
         pending: None,
         writes: 0,
         claims: Claims::default(),
@@ -76,6 +77,7 @@ pub(crate) fn run(
         }
         answers.push(answer);
     }
+    commit.room += commit.ended.saturating_sub(request.excess);
     if request.from_backlog && commit.room > 0 {
         commit.claim()?;
     }
@@ -106,6 +108,8 @@ struct Commit<'a> {
     request: &'a ClaimRequest,
     /// Claims that are still allowed.
     room: usize,
+    /// Claims that were ended: others may take their place.
+    ended: usize,
     /// The newest row of the log, not written yet: the last one carries the head, and a run of created jobs grows in it.
     pending: Option<EventRow>,
     /// Grows with everything that is written.
@@ -248,6 +252,7 @@ impl Commit<'_> {
         }
         self.writes += 1;
         if before.status == JobStatus::Running {
+            self.ended += usize::from(after.status != JobStatus::Running);
             // Claimed by the operation that stored it, and taken away by one after it in the same commit.
             self.claims
                 .claimed
