@@ -108,7 +108,7 @@ struct Commit<'a> {
     request: &'a ClaimRequest,
     /// Claims that are still allowed.
     room: usize,
-    /// Claims that were ended: others may take their place.
+    /// Claims that were ended, and their handlers have returned: others may take their place.
     ended: usize,
     /// The newest row of the log, not written yet: the last one carries the head, and a run of created jobs grows in it.
     pending: Option<EventRow>,
@@ -252,7 +252,6 @@ impl Commit<'_> {
         }
         self.writes += 1;
         if before.status == JobStatus::Running {
-            self.ended += usize::from(after.status != JobStatus::Running);
             // Claimed by the operation that stored it, and taken away by one after it in the same commit.
             self.claims
                 .claimed
