@@ -37,6 +37,11 @@ const INSERT_JOB: &str = concat!(
     job_columns!(),
     ", unique_key, input) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
 );
+const INSERT_FRESH_JOB: &str = concat!(
+    "INSERT INTO job (",
+    job_columns!(),
+    ", unique_key, input) VALUES (?1, ?2, ?3, 0, ?4, ?5, 0, 0, 0, ?6, 0, 0, ?7, NULL, NULL, NULL, ?8, ?9, 0, ?10, ?11)"
+);
 const INSERT_PAYLOAD: &str = "INSERT INTO payload (job_id, input) VALUES (?1, ?2)";
 pub(super) const UPDATE_JOB: &str = "UPDATE job
     SET plan_id = ?4, status = ?5, run_at_ms = ?6, epoch = ?7, attempt = ?8, phase_index = ?9, phase_count = ?10,
@@ -279,32 +284,64 @@ impl Rows for Tx<'_> {
     fn insert_job(&mut self, row: &JobRow, input: &str, unique_key: Option<&str>) -> Result<()> {
         self.known.written(row);
         let inline = (input.len() <= INLINE_BYTES_MAX).then_some(input);
-        self.write(
-            INSERT_JOB,
-            params![
-                row.id.as_i64(),
-                row.type_id,
-                row.plan_id,
-                row.status.code(),
-                row.priority,
-                row.run_at.as_millis(),
-                row.epoch,
-                row.attempt,
-                row.phase_index,
-                row.phase_count,
-                row.phase_attempt,
-                row.crash_count,
-                row.created_at.as_millis(),
-                ms(row.started_at),
-                ms(row.phase_started_at),
-                ms(row.finished_at),
-                ms(row.deadline),
-                row.last_seq,
-                row.flags.0,
-                unique_key,
-                inline
-            ],
-        )?;
+        let fresh = JobRow {
+            status: JobStatus::Pending,
+            epoch: 0,
+            attempt: 0,
+            phase_index: 0,
+            phase_attempt: 0,
+            crash_count: 0,
+            started_at: None,
+            phase_started_at: None,
+            finished_at: None,
+            flags: Flags::default(),
+            ..*row
+        };
+        if fresh == *row {
+            self.write(
+                INSERT_FRESH_JOB,
+                params![
+                    row.id.as_i64(),
+                    row.type_id,
+                    row.plan_id,
+                    row.priority,
+                    row.run_at.as_millis(),
+                    row.phase_count,
+                    row.created_at.as_millis(),
+                    ms(row.deadline),
+                    row.last_seq,
+                    unique_key,
+                    inline
+                ],
+            )?;
+        } else {
+            self.write(
+                INSERT_JOB,
+                params![
+                    row.id.as_i64(),
+                    row.type_id,
+                    row.plan_id,
+                    row.status.code(),
+                    row.priority,
+                    row.run_at.as_millis(),
+                    row.epoch,
+                    row.attempt,
+                    row.phase_index,
+                    row.phase_count,
+                    row.phase_attempt,
+                    row.crash_count,
+                    row.created_at.as_millis(),
+                    ms(row.started_at),
+                    ms(row.phase_started_at),
+                    ms(row.finished_at),
+                    ms(row.deadline),
+                    row.last_seq,
+                    row.flags.0,
+                    unique_key,
+                    inline
+                ],
+            )?;
+        }
         if inline.is_none() {
             self.write(INSERT_PAYLOAD, params![row.id.as_i64(), input])?;
         }
