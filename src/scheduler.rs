@@ -18,6 +18,10 @@ use std::time::Duration;
 use crate::sync::{AtomicU64, Ordering};
 use crate::time::Timestamp;
 
+/// A worker whose processor was given to another thread is back after so long at most, as a rule. What takes no longer may be
+/// such a pause in a phase of microseconds: it counts for little until others confirm it.
+const SLICE: Duration = Duration::from_millis(10);
+
 /// A mean that follows: each new value counts for an eighth.
 #[derive(Debug, Default)]
 struct Mean(AtomicU64);
@@ -60,6 +64,12 @@ impl Window {
     }
 
     pub(crate) fn phase_took(&self, took: Duration) {
+        let mean = self.phase.nanos();
+        let took = if mean > 0 && took < SLICE {
+            took.min(Duration::from_nanos(mean.saturating_mul(4)))
+        } else {
+            took
+        };
         self.phase.add(took);
     }
 
@@ -173,6 +183,26 @@ mod tests {
             window.phase_took(Duration::from_secs(3));
         }
         assert_eq!(window.size(), 4, "slow again");
+    }
+
+    #[test]
+    fn a_phase_that_had_to_wait_for_a_processor_does_not_count_for_much() {
+        let window = Window::new(4, 256);
+        window.commit_took(MS);
+        for _ in 0..100 {
+            window.phase_took(Duration::from_micros(2));
+        }
+        window.phase_took(8 * MS);
+        assert_eq!(window.size(), 256);
+        for _ in 0..30 {
+            window.phase_took(8 * MS);
+        }
+        assert_eq!(window.size(), 4, "so long they are");
+        for _ in 0..100 {
+            window.phase_took(Duration::from_micros(2));
+        }
+        window.phase_took(100 * MS);
+        assert_eq!(window.size(), 4, "no pause takes so long");
     }
 
     #[test]

@@ -42,6 +42,11 @@ pub(crate) fn is_panicking() -> bool {
     std::thread::panicking()
 }
 
+/// Lets other threads run that can.
+pub(crate) fn yield_now() {
+    std::thread::yield_now();
+}
+
 /// Lets this thread rest, for a store that is busy. Nothing else may wait by the clock: wait for an event instead.
 pub(crate) fn pause(duration: std::time::Duration) {
     std::thread::park_timeout(duration);

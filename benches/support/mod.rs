@@ -10,24 +10,31 @@
     reason = "programs that measure and tell"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use stepwell::{Durability, PhaseError};
+use stepwell::{Durability, JobHandle, JobQueue, PhaseError};
 
 /// A file in a fresh directory below the build directory: on the disk, not in memory.
 pub(crate) struct Place {
     directory: tempfile::TempDir,
 }
 
+fn below() -> PathBuf {
+    std::env::var_os("STEPWELL_BENCH_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from)
+}
+
 impl Place {
     pub(crate) fn new() -> Place {
-        let below = std::env::var_os("STEPWELL_BENCH_DIR")
-            .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
         Place {
-            directory: tempfile::tempdir_in(below).expect("a writable directory"),
+            directory: tempfile::tempdir_in(below()).expect("a writable directory"),
         }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     pub(crate) fn db(&self) -> PathBuf {
@@ -85,13 +92,52 @@ pub(crate) fn figure(name: &str, value: f64, unit: &str) {
 pub(crate) fn settings(what: &str) {
     let workers = 4;
     println!(
-        "# {what}: payload 95 bytes, {workers} workers, SQLite WAL, {} processors",
-        processors()
+        "# {what}: payload 95 bytes, {workers} workers, SQLite WAL, {}, {} processors, {} form",
+        filesystem(&below()).unwrap_or_else(|| "unknown filesystem".to_owned()),
+        processors(),
+        if is_long() { "long" } else { "short" }
     );
+}
+
+/// The kind of filesystem that a directory is on.
+fn filesystem(directory: &Path) -> Option<String> {
+    let directory = directory.canonicalize().ok()?;
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        Some((words.next()?, words.next()?))
+    });
+    let holding = mounts.filter(|(at, _)| directory.starts_with(at));
+    let (_, kind) = holding.max_by_key(|(at, _)| at.len())?;
+    Some(kind.to_owned())
 }
 
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(0, std::num::NonZeroUsize::get)
+}
+
+/// How many in a second.
+#[allow(clippy::cast_precision_loss, reason = "no more than some millions")]
+pub(crate) fn rate(count: usize, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64()
+}
+
+/// Enqueues jobs, 1000 a call.
+pub(crate) fn bulk(jobs: &JobHandle<Value, Value>, count: usize) {
+    for start in (0..count).step_by(1000) {
+        let inputs: Vec<Value> = (start..count.min(start + 1000)).map(payload).collect();
+        jobs.enqueue_many(&inputs).expect("enqueues");
+    }
+}
+
+/// Waits until nothing is left to be done.
+pub(crate) fn drain(queue: &JobQueue) {
+    let mut stats = queue.stats().expect("counts");
+    while stats.pending + stats.running > 0 {
+        std::thread::sleep(Duration::from_millis(2));
+        stats = queue.stats().expect("counts");
+    }
+    assert_eq!(stats.failed, 0, "no job fails");
 }
 
 /// A number of this process from `/proc/self/FILE`, for example `VmRSS` of `status`; none where there is no such file.
@@ -99,4 +145,9 @@ pub(crate) fn proc_number(file: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/{file}")).ok()?;
     let line = text.lines().find(|line| line.starts_with(key))?;
     line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A line that is no figure.
+pub(crate) fn note(text: &str) {
+    println!("# {text}");
 }

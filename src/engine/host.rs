@@ -22,7 +22,7 @@ use crate::transition::{Input, JobRow, Verdict};
 const CLAIM_BYTES_MAX: usize = 4 << 20;
 
 impl Host for Engine {
-    fn request(&self, now: Timestamp) -> ClaimRequest {
+    fn request(&self, ops: &[Op], now: Timestamp) -> ClaimRequest {
         // First: a zombie that leaves after it was looked at must not be overlooked.
         self.state.lock().backlog.look();
         let (under_way, zombies) = (self.live.len(), self.live.zombies());
@@ -35,17 +35,21 @@ impl Host for Engine {
                 ..ClaimRequest::default()
             };
         }
-        let room = window.saturating_sub(under_way);
+        // Most outcomes end a claim. The next one rides in the same commit: it need not wait for another.
+        let (outcomes, cut_off) = outcomes(ops);
+        let left = under_way.saturating_sub(outcomes);
         let is_due = state.backlog.is_due(now);
         let mut exclude = zombies;
         exclude.extend(state.planning.iter().copied());
+        exclude.extend(cut_off);
         ClaimRequest {
-            room,
+            room: window.saturating_sub(under_way),
+            excess: under_way.saturating_sub(window),
             bytes_max: CLAIM_BYTES_MAX,
             types: state.claimable.clone(),
             exclude,
             direct: !is_due && under_way < self.config.workers,
-            from_backlog: is_due && self.is_worth_a_claim(under_way, window),
+            from_backlog: is_due && self.is_worth_a_claim(left, window),
             release,
         }
     }
@@ -88,6 +92,7 @@ impl Host for Engine {
 
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp) {
         self.window.commit_took(took);
+        let (_, cut_off) = outcomes(&ops);
         let claims = std::mem::take(&mut committed.claims);
         let (mut offers, mut recorded) = (Vec::new(), Vec::new());
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
@@ -123,6 +128,10 @@ impl Host for Engine {
                 state
                     .backlog
                     .looked(claims.is_full, is_limited, claims.next_due);
+                if !cut_off.is_empty() {
+                    // They were left out, and may have no zombie after all whose leaving would have us look again.
+                    state.backlog.unknown();
+                }
             }
             state.planning.extend(unplanned.iter().map(|(id, ..)| *id));
         }
@@ -235,6 +244,30 @@ impl Host for Engine {
         }
         state.store_failure = failure.map(ToString::to_string);
     }
+}
+
+/// How many handlers have returned, and the jobs whose handlers have not: they are zombies once this is committed, and their
+/// jobs must not be claimed before they have left.
+fn outcomes(ops: &[Op]) -> (usize, Vec<JobId>) {
+    let (mut returned, mut cut_off) = (0, Vec::new());
+    for op in ops {
+        match op {
+            Op::Settle(settle) if settle.is_from == Source::Handler => returned += 1,
+            Op::Settle(Settle { id, .. }) | Op::Cancel(id) => cut_off.push(*id),
+            Op::Enqueue(_)
+            | Op::Retry(..)
+            | Op::Delete(_)
+            | Op::Bulk(_)
+            | Op::Save { .. }
+            | Op::SetPaused { .. }
+            | Op::Register(_)
+            | Op::SetPlan { .. }
+            | Op::Recover(_)
+            | Op::Prune(_)
+            | Op::Probe => {}
+        }
+    }
+    (returned, cut_off)
 }
 
 impl State {

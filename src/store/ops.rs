@@ -160,6 +160,8 @@ pub(crate) struct Claimable {
 #[derive(Debug, Default)]
 pub(crate) struct ClaimRequest {
     pub(crate) room: usize,
+    /// Jobs under way that are too many: as many claims may end in this commit without making room.
+    pub(crate) excess: usize,
     /// Claims stop when the inputs of this commit's claims are larger in sum.
     pub(crate) bytes_max: usize,
     pub(crate) types: Arc<[Claimable]>,

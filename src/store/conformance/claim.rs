@@ -7,8 +7,9 @@ use serde_json::json;
 use crate::event::EventKind;
 use crate::job::{ErrorCause, JobId, JobStatus, PhaseStatus};
 use crate::new_job::NewJob;
-use crate::store::conformance::{Bench, MS, SECOND, START, again, ids, new_job, plan};
-use crate::store::ops::{ClaimRequest, Claims};
+use crate::store::conformance::{Bench, MS, SECOND, START, again, ids, new_job, plan, settle};
+use crate::store::ops::{ClaimRequest, Claims, Op};
+use crate::transition::{Edge, Input, JobRow};
 
 fn numbers(claims: &Claims) -> Vec<i64> {
     ids(claims).iter().map(|id| id.as_i64()).collect()
@@ -99,6 +100,38 @@ pub(super) fn no_more_is_claimed_than_there_is_room_for(bench: &mut Bench) {
         (numbers(&claims), claims.more, claims.next_due),
         (vec![], false, None)
     );
+}
+
+pub(super) fn a_claim_that_ends_makes_room_in_the_same_commit(bench: &mut Bench) {
+    bench.register("import", "fetch load");
+    let fresh = bench.start(new_job("import"));
+    let [one, two] = [(); 2].map(|()| {
+        let row = bench.start(new_job("import"));
+        bench.complete(&row, "1")
+    });
+    bench.enqueue_all(vec![new_job("import"); 9]);
+    let done = |row: &JobRow| {
+        let epoch = row.epoch;
+        let edge = Edge::GoOn;
+        let input = Input::PhaseCompleted { epoch, edge };
+        Op::Settle(settle(row, input, START, Some("1"), None))
+    };
+    // One goes on to its next phase, two end, and one of those had been too many.
+    let request = ClaimRequest {
+        room: 0,
+        excess: 1,
+        ..bench.request()
+    };
+    let ops = [done(&fresh), done(&one), done(&two)];
+    let committed = bench.commit(&ops, &request).expect("a commit");
+    assert_eq!(numbers(&committed.claims), [4]);
+    let request = ClaimRequest {
+        from_backlog: false,
+        ..request
+    };
+    let row = bench.row(fresh.id);
+    let committed = bench.commit(&[done(&row)], &request).expect("a commit");
+    assert_eq!(numbers(&committed.claims), [0; 0], "none was asked for");
 }
 
 pub(super) fn excluded_jobs_stay_and_do_not_count_as_more(bench: &mut Bench) {

@@ -79,6 +79,7 @@ cases! {
     claim::claims_go_by_priority_then_time_then_id_across_types,
     claim::a_claim_charges_an_attempt_and_carries_what_a_handler_needs,
     claim::no_more_is_claimed_than_there_is_room_for,
+    claim::a_claim_that_ends_makes_room_in_the_same_commit,
     claim::excluded_jobs_stay_and_do_not_count_as_more,
     claim::a_type_runs_no_more_jobs_than_its_limit,
     claim::a_type_at_its_limit_does_not_hide_when_the_next_job_is_due,
@@ -229,6 +230,7 @@ impl Bench {
     fn request(&self) -> ClaimRequest {
         ClaimRequest {
             room: 100,
+            excess: 0,
             bytes_max: usize::MAX,
             types: self.types.clone().into(),
             exclude: HashSet::new(),

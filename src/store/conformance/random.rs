@@ -192,6 +192,7 @@ fn request(rng: &mut Rng, bench: &Bench, rows: &[JobRow]) -> ClaimRequest {
     ClaimRequest {
         exclude: excluded.collect(),
         room: rng.index(5),
+        excess: rng.index(3),
         bytes_max: if rng.one_in(4) { 3 } else { usize::MAX },
         direct: rng.one_in(3),
         from_backlog: !rng.one_in(3),

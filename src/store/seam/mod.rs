@@ -65,6 +65,7 @@ pub(crate) fn run(
         head,
         request,
         room,
+        ended: 0,
         pending: None,
         writes: 0,
         claims: Claims::default(),
@@ -82,6 +83,7 @@ pub(crate) fn run(
         }
         answers.push(answer);
     }
+    commit.room += commit.ended.saturating_sub(request.excess);
     if request.from_backlog && commit.room > 0 {
         commit.claim()?;
     }
@@ -115,6 +117,8 @@ struct Commit<'a> {
     request: &'a ClaimRequest,
     /// Claims that are still allowed.
     room: usize,
+    /// Claims that were ended, and their handlers have returned: others may take their place.
+    ended: usize,
     /// The newest row of the log, not written yet: the last one carries the head, and a run of created jobs grows in it.
     pending: Option<EventRow>,
     /// Grows with everything that is written.

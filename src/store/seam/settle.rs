@@ -8,7 +8,7 @@ use crate::config::{MESSAGE_BYTES_MAX, truncate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{InterruptionReason, JobId, JobStatus};
 use crate::store::Done;
-use crate::store::ops::{Release, Settle};
+use crate::store::ops::{Release, Settle, Source};
 use crate::store::seam::history::{failed_data, fault_row, interrupted_data, interrupted_row};
 use crate::store::seam::{Commit, Extra};
 use crate::transition::{self, Edge, Flags, Input, JobRow, Refusal};
@@ -75,7 +75,12 @@ impl Commit<'_> {
             result: settle.result.as_deref(),
             error,
         };
-        self.write(&before, &transition, extra)
+        let after = self.write(&before, &transition, extra)?;
+        let has_left = after.is_some_and(|after| after.status != JobStatus::Running);
+        if has_left && settle.is_from == Source::Handler {
+            self.ended += 1;
+        }
+        Ok(after)
     }
 
     /// Turns "go on" into "give back" while the queue or the type rests.

@@ -14,6 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{JobId, JobStatus};
 use crate::store::sqlite::errors::{self, Context};
+use crate::store::sqlite::held::Held;
+use crate::store::sqlite::known::Known;
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, job_columns, limit, number, phase_key, read};
 use crate::store::sqlite::{due, prune};
@@ -34,6 +36,11 @@ const INSERT_JOB: &str = concat!(
     "INSERT INTO job (",
     job_columns!(),
     ", unique_key, input) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"
+);
+const INSERT_FRESH_JOB: &str = concat!(
+    "INSERT INTO job (",
+    job_columns!(),
+    ", unique_key, input) VALUES (?1, ?2, ?3, 0, ?4, ?5, 0, 0, 0, ?6, 0, 0, ?7, NULL, NULL, NULL, ?8, ?9, 0, ?10, ?11)"
 );
 const INSERT_PAYLOAD: &str = "INSERT INTO payload (job_id, input) VALUES (?1, ?2)";
 pub(super) const UPDATE_JOB: &str = "UPDATE job
@@ -88,18 +95,20 @@ const PUT_HOLDER: &str =
 pub(super) fn transact(
     conn: &Connection,
     names: &mut Names,
+    known: &mut Known,
     holders_seen: &mut (i64, String),
     work: &mut dyn FnMut(&mut dyn Rows) -> Result<()>,
 ) -> std::result::Result<(), Failure> {
     execute(conn, "BEGIN IMMEDIATE", params![]).map_err(Failure::NothingDone)?;
     let mut tx = Tx {
         conn,
+        held: Held::new(conn),
         names,
+        known,
         holders_seen,
-        types: HashMap::new(),
         inputs: HashMap::new(),
     };
-    if let Err(error) = work(&mut tx) {
+    if let Err(error) = tx.known.check(conn).and_then(|()| work(&mut tx)) {
         // SQLite has rolled back by itself after some errors; then this one fails, and nothing is left to do.
         execute(conn, "ROLLBACK", params![]).ok();
         return Err(Failure::NothingDone(error));
@@ -122,17 +131,18 @@ fn execute(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<usize>
 /// One open transaction.
 pub(super) struct Tx<'c> {
     pub(super) conn: &'c Connection,
+    held: Held<'c>,
     names: &'c mut Names,
+    known: &'c mut Known,
     pub(super) holders_seen: &'c mut (i64, String),
-    /// Job types that were looked up in this transaction.
-    types: HashMap<Arc<str>, TypeRow>,
     /// Inputs that were read with their due jobs, for the claims that follow.
     inputs: HashMap<JobId, String>,
 }
 
 impl Tx<'_> {
-    pub(super) fn write(&self, sql: &str, params: &[&dyn ToSql]) -> Result<usize> {
-        execute(self.conn, sql, params)
+    pub(super) fn write(&mut self, sql: &'static str, params: &[&dyn ToSql]) -> Result<usize> {
+        let changed = self.held.execute(sql, params);
+        changed.map_err(|error| errors::map(error, Context::Write))
     }
 
     fn ids(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<JobId>> {
@@ -160,7 +170,12 @@ fn ms(time: Option<Timestamp>) -> Option<i64> {
 
 impl Rows for Tx<'_> {
     fn head(&mut self) -> Result<Head> {
-        rows::head(self.conn)
+        if let Some(head) = self.known.head {
+            return Ok(head);
+        }
+        let head = rows::head(self.conn)?;
+        self.known.head = Some(head);
+        Ok(head)
     }
 
     fn tag_at(&mut self, seq: Seq) -> Result<Option<i64>> {
@@ -174,6 +189,9 @@ impl Rows for Tx<'_> {
     }
 
     fn append(&mut self, row: &EventRow, head: Option<&Head>) -> Result<()> {
+        if head.is_some() {
+            self.known.head = head.copied();
+        }
         let head = head.map(rows::head_text);
         self.write(
             INSERT_EVENT,
@@ -196,7 +214,7 @@ impl Rows for Tx<'_> {
     }
 
     fn job_type(&mut self, name: &Arc<str>) -> Result<TypeRow> {
-        if let Some(row) = self.types.get(name) {
+        if let Some(row) = self.known.job_type(name) {
             return Ok(row.clone());
         }
         let known = match self.names.type_id(name) {
@@ -215,7 +233,7 @@ impl Rows for Tx<'_> {
             }
         };
         self.names.remember_type(row.id, name.clone());
-        self.types.insert(name.clone(), row.clone());
+        self.known.remember_type(name.clone(), row.clone());
         Ok(row)
     }
 
@@ -224,7 +242,7 @@ impl Rows for Tx<'_> {
     }
 
     fn set_job_type(&mut self, row: &TypeRow) -> Result<()> {
-        self.types.clear();
+        self.known.forget_types();
         self.write(UPDATE_TYPE, params![row.id, row.plan_id, row.paused])
             .map(|_| ())
     }
@@ -261,37 +279,73 @@ impl Rows for Tx<'_> {
     }
 
     fn job(&mut self, id: JobId) -> Result<Option<JobRow>> {
-        rows::find_job(self.conn, id)
+        match self.known.job(id) {
+            Some(row) => Ok(Some(row)),
+            None => rows::find_job(self.conn, id),
+        }
     }
 
     fn insert_job(&mut self, row: &JobRow, input: &str, unique_key: Option<&str>) -> Result<()> {
+        self.known.written(row);
         let inline = (input.len() <= INLINE_BYTES_MAX).then_some(input);
-        self.write(
-            INSERT_JOB,
-            params![
-                row.id.as_i64(),
-                row.type_id,
-                row.plan_id,
-                row.status.code(),
-                row.priority,
-                row.run_at.as_millis(),
-                row.epoch,
-                row.attempt,
-                row.phase_index,
-                row.phase_count,
-                row.phase_attempt,
-                row.crash_count,
-                row.created_at.as_millis(),
-                ms(row.started_at),
-                ms(row.phase_started_at),
-                ms(row.finished_at),
-                ms(row.deadline),
-                row.last_seq,
-                row.flags.0,
-                unique_key,
-                inline
-            ],
-        )?;
+        let fresh = JobRow {
+            status: JobStatus::Pending,
+            epoch: 0,
+            attempt: 0,
+            phase_index: 0,
+            phase_attempt: 0,
+            crash_count: 0,
+            started_at: None,
+            phase_started_at: None,
+            finished_at: None,
+            flags: Flags::default(),
+            ..*row
+        };
+        if fresh == *row {
+            self.write(
+                INSERT_FRESH_JOB,
+                params![
+                    row.id.as_i64(),
+                    row.type_id,
+                    row.plan_id,
+                    row.priority,
+                    row.run_at.as_millis(),
+                    row.phase_count,
+                    row.created_at.as_millis(),
+                    ms(row.deadline),
+                    row.last_seq,
+                    unique_key,
+                    inline
+                ],
+            )?;
+        } else {
+            self.write(
+                INSERT_JOB,
+                params![
+                    row.id.as_i64(),
+                    row.type_id,
+                    row.plan_id,
+                    row.status.code(),
+                    row.priority,
+                    row.run_at.as_millis(),
+                    row.epoch,
+                    row.attempt,
+                    row.phase_index,
+                    row.phase_count,
+                    row.phase_attempt,
+                    row.crash_count,
+                    row.created_at.as_millis(),
+                    ms(row.started_at),
+                    ms(row.phase_started_at),
+                    ms(row.finished_at),
+                    ms(row.deadline),
+                    row.last_seq,
+                    row.flags.0,
+                    unique_key,
+                    inline
+                ],
+            )?;
+        }
         if inline.is_none() {
             self.write(INSERT_PAYLOAD, params![row.id.as_i64(), input])?;
         }
@@ -353,6 +407,9 @@ impl Rows for Tx<'_> {
                 ],
             )?
         };
+        if changed == 1 {
+            self.known.written(after);
+        }
         Ok(changed == 1)
     }
 

@@ -1,13 +1,15 @@
 //! The SQLite backend. L2; nothing of `rusqlite` is named outside this folder.
 //!
-//! `open` makes connections, `commit` is the only file that writes jobs and events, `due` finds what can be
-//! claimed, `prune` has the statements of retention, `rows` turns columns into types, `read` is
-//! the reading side, `names` remembers job types and plans.
+//! `open` makes connections, `commit` is the only file that writes jobs and events, `held` keeps its statements at hand, `due`
+//! finds what can be claimed, `prune` has the statements of retention, `rows` turns columns into types, `read` is
+//! the reading side, `names` remembers job types and plans, `known` what was written last.
 
 mod check;
 mod commit;
 mod due;
 mod errors;
+mod held;
+mod known;
 mod names;
 mod open;
 mod outbox;
@@ -38,6 +40,7 @@ pub(crate) struct SqliteStore {
     /// The file that was opened: another one, or none, may stand at its path by now.
     identity: open::Identity,
     names: names::Names,
+    known: known::Known,
     readers: Arc<read::Readers>,
     /// Where the last pass over the unique keys ended.
     holders_seen: (i64, String),
@@ -54,9 +57,16 @@ impl SqliteStore {
             is_closed: false,
             identity,
             names: names::Names::default(),
+            known: known::Known::default(),
             readers: Arc::new(read::Readers::new(path)),
             holders_seen: (0, String::new()),
         })
+    }
+
+    /// Believes nothing that is not read from the file.
+    fn forget(&mut self) {
+        self.names = names::Names::default();
+        self.known = known::Known::default();
     }
 
     /// The writing connection to the file that was opened first, and to no other.
@@ -82,10 +92,11 @@ impl Store for SqliteStore {
         work: &mut dyn FnMut(&mut dyn Rows) -> Result<()>,
     ) -> std::result::Result<(), Failure> {
         let conn = self.take_writer().map_err(Failure::NothingDone)?;
-        let outcome = commit::transact(&conn, &mut self.names, &mut self.holders_seen, work);
+        let (names, known) = (&mut self.names, &mut self.known);
+        let outcome = commit::transact(&conn, names, known, &mut self.holders_seen, work);
         if outcome.is_err() {
-            // A number that was given to a name in this transaction is free again.
-            self.names = names::Names::default();
+            // A number that was given to a name in this transaction is free again, and what it wrote is not there.
+            self.forget();
         }
         // When a rollback failed, nothing can be begun on this connection any more.
         self.conn = Some(conn).filter(Connection::is_autocommit);
@@ -95,7 +106,7 @@ impl Store for SqliteStore {
     fn reopen(&mut self) -> Result<()> {
         // Every connection goes first: what the failed commit left in their memory must not be believed.
         self.conn = None;
-        self.names = names::Names::default();
+        self.forget();
         self.readers.drop_all();
         self.conn = Some(self.take_writer()?);
         Ok(())

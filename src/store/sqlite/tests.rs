@@ -283,6 +283,69 @@ fn a_bound_limit_does_not_have_a_statement_planned_anew() {
     }
 }
 
+/// A file with a job under way, and all that the store has in mind of it.
+fn with_a_claim(scene: &Scene) -> SqliteStore {
+    let mut store = scene.open().expect("a new file");
+    let planned = PlannedJob {
+        job: NewJob::new("import", &1).expect("JSON"),
+        plan: Some([crate::job::PhaseName::new("load")].into()),
+    };
+    let committed = commit(&mut store, &[Op::Enqueue(vec![planned])], &request());
+    assert_eq!(committed.expect("a commit").claims.claimed.len(), 1);
+    store
+}
+
+/// The epoch of job 1, whether its type is paused, and how many jobs are pending.
+fn beliefs(rows: &mut dyn Rows) -> Result<(i64, bool, i64)> {
+    let job = rows.job(JobId::from_i64(1))?.expect("it is there");
+    let job_type = rows.job_type(&"import".into())?;
+    Ok((job.epoch, job_type.paused, rows.head()?.counts[0]))
+}
+
+#[test]
+fn what_another_connection_has_written_is_seen_at_once() {
+    let scene = Scene::new();
+    let mut store = with_a_claim(&scene);
+    let mut seen = Vec::new();
+    for change in [
+        "",
+        "UPDATE job SET epoch = 7",
+        "UPDATE job_type SET paused = 1",
+        "UPDATE event SET head = replace(head, '1 0 1', '1 5 1') WHERE head IS NOT NULL",
+    ] {
+        scene.raw().execute_batch(change).expect("SQL");
+        let looked = store.transact(&mut |rows| {
+            seen.push(beliefs(rows)?);
+            Ok(())
+        });
+        assert!(looked.is_ok());
+    }
+    let expected = [(1, false, 0), (7, false, 0), (7, true, 0), (7, true, 5)];
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn what_was_rolled_back_is_not_believed() {
+    let scene = Scene::new();
+    let mut store = with_a_claim(&scene);
+    let failed = store.transact(&mut |rows| {
+        let before = rows.job(JobId::from_i64(1))?.expect("it is there");
+        let after = crate::transition::JobRow { epoch: 7, ..before };
+        assert!(rows.update_job(&before, &after)?);
+        let mut job_type = rows.job_type(&"import".into())?;
+        job_type.paused = true;
+        rows.set_job_type(&job_type)?;
+        assert_eq!(beliefs(rows)?, (7, true, 0));
+        Err(Error::closed())
+    });
+    assert!(matches!(failed, Err(Failure::NothingDone(_))));
+    let looked = store.transact(&mut |rows| {
+        assert_eq!(beliefs(rows)?, (1, false, 0));
+        Ok(())
+    });
+    assert!(looked.is_ok());
+}
+
 #[test]
 fn the_file_of_another_program_is_refused_and_left_as_it_is() {
     let scene = Scene::new();
