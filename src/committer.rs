@@ -369,6 +369,12 @@ impl Committer {
         };
         let mut done = transact(&request);
         if let Err(Failure::NothingDone(error)) = &done
+            && error.kind() == ErrorKind::Corrupt
+        {
+            self.read_anew(error).map_err(Outcome::Failed)?;
+            done = transact(&request);
+        }
+        if let Err(Failure::NothingDone(error)) = &done
             && is_of_one(error)
             && request.from_backlog
         {

@@ -92,6 +92,20 @@ impl Committer {
         }
     }
 
+    /// Before a file is taken for damaged: SQLite says so, too, when a read fails with EIO. Then an outcome would be dropped, and
+    /// no job claimed any more, for a disk that had failed once. A file that cannot even be opened is the disk's fault.
+    pub(super) fn read_anew(&self, error: &Error) -> Result<()> {
+        log::debug!("the file is opened anew to see whether it is damaged: {error}");
+        let reopened = self.store.lock().reopen();
+        reopened.map_err(|error| {
+            if is_of_one(&error) && error.kind() != ErrorKind::Closed {
+                Error::new(ErrorKind::Storage, "the file cannot be read").with_source(error)
+            } else {
+                error
+            }
+        })
+    }
+
     /// Whether the commit that ended with row `seq` and carries `tag` is in the file. If it is, it is on the medium too when
     /// this returns.
     fn is_there(&self, seq: Seq, tag: i64) -> Result<bool> {
