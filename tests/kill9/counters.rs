@@ -17,6 +17,10 @@ impl Counters {
         *self.0.entry(name.into()).or_default() += 1;
     }
 
+    pub(crate) fn set(&mut self, name: String, count: u64) {
+        self.0.insert(name.into(), count);
+    }
+
     pub(crate) fn count(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
     }

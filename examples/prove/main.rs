@@ -1,0 +1,140 @@
+//! The long forms of the proofs: `cargo run --release --example prove -- kill9 --rounds 10000`.
+//!
+//! `io` fails every I/O call of twelve scenarios; `kill9` kills a process again and again. Each goes on
+//! where it was stopped (`--fresh` begins again), prints a line a minute, and at the end a row for RELIABILITY.md. What
+//! each would catch is said in `tests/faults/main.rs` and `tests/kill9/main.rs`, whose code this is.
+#![cfg_attr(
+    not(target_os = "linux"),
+    allow(unused, reason = "the proofs need Linux")
+)]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::wildcard_enum_match_arm,
+    clippy::too_many_lines,
+    reason = "a tool that looks at the clock and prints; the load and the checker are long lists of cases"
+)]
+
+#[path = "../../tests/kill9/counters.rs"]
+#[allow(dead_code, reason = "shared with the tests")]
+mod counters;
+#[path = "../../tests/kill9/history.rs"]
+mod history;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/faults/io.rs"]
+mod io;
+#[path = "../../tests/kill9/journal.rs"]
+mod journal;
+#[path = "../../tests/kill9/load.rs"]
+mod load;
+mod progress;
+#[path = "../../tests/kill9/rounds.rs"]
+#[allow(dead_code, reason = "shared with the tests")]
+mod rounds;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/faults/scenario.rs"]
+mod scenario;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/faults/shim.rs"]
+mod shim;
+
+use clap::{Parser, Subcommand};
+
+use progress::Progress;
+
+/// Proofs of stepwell that take long.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    proof: Proof,
+    /// Begins again, and does not go on where the last run was stopped.
+    #[arg(long, global = true)]
+    fresh: bool,
+    /// The seed; random when it is not given.
+    #[arg(long, global = true)]
+    seed: Option<u64>,
+}
+
+#[derive(Subcommand)]
+enum Proof {
+    /// Every I/O call fails, in every scenario, with every error, for every time.
+    Io,
+    /// Kill -9 at a random moment of a mixed load.
+    Kill9 {
+        /// How many kills.
+        #[arg(long, default_value_t = 10_000)]
+        rounds: u64,
+    },
+}
+
+fn main() {
+    if let Ok(told) = std::env::var(rounds::CHILD) {
+        rounds::child(&told);
+    }
+    #[cfg(target_os = "linux")]
+    if let Ok(told) = std::env::var(io::CHILD) {
+        scenario::child(&told);
+    }
+    let arguments = Arguments::parse();
+    rounds::silence_handlers();
+    let is_proved = match arguments.proof {
+        #[cfg(target_os = "linux")]
+        Proof::Io => every_call(Progress::open("io", &arguments)),
+        #[cfg(not(target_os = "linux"))]
+        Proof::Io => panic!("it needs Linux"),
+        Proof::Kill9 { rounds } => kills(Progress::open("kill9", &arguments), rounds),
+    };
+    if !is_proved {
+        std::process::exit(1);
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn every_call(mut progress: Progress) -> bool {
+    let Some(bench) = io::Bench::new() else {
+        return false;
+    };
+    let sweeps: Vec<io::Sweep> = io::Sweep::all().collect();
+    let all = u64::try_from(sweeps.len()).expect("it fits");
+    let skip = usize::try_from(progress.done).expect("it fits");
+    for mut sweep in sweeps.into_iter().skip(skip) {
+        loop {
+            let ended = bench.run(sweep.case, &mut progress.counters);
+            progress.counters.add("cases");
+            progress.problems(&ended.problems);
+            progress.tick(&format!("{:?}", sweep.case));
+            if !sweep.step(&ended) {
+                break;
+            }
+        }
+        progress.done += 1;
+        progress.save();
+    }
+    let rare: Vec<&str> = scenario::NOTED.iter().map(|(_, what)| *what).collect();
+    let cases = progress.counters.count("cases");
+    let what =
+        format!("{cases} cases: all n of {all} combinations of scenario, error and duration");
+    progress.end("every I/O call fails", &what, &rare)
+}
+
+fn kills(mut progress: Progress, rounds: u64) -> bool {
+    while progress.done < rounds {
+        let end = (progress.done + rounds::ROUNDS_OF_A_FILE).min(rounds);
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let span = progress.done..end;
+        let mut problems =
+            rounds::one_file(dir.path(), span, progress.seed, &mut progress.counters);
+        if !problems.is_empty() {
+            problems.insert(
+                0,
+                format!("rounds to {end}, kept in {}", dir.keep().display()),
+            );
+        }
+        progress.problems(&problems);
+        progress.done = end;
+        progress.save();
+        progress.tick(&format!("round {end} of {rounds}"));
+    }
+    progress.end("kill -9", &format!("{rounds} kills"), &rounds::RARE)
+}
