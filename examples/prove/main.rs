@@ -1,7 +1,7 @@
 //! The long forms of the proofs: `cargo run --release --example prove -- kill9 --rounds 10000`.
 //!
-//! `io` fails every I/O call of twelve scenarios; `kill9` kills a process again and again. Each goes on
-//! where it was stopped (`--fresh` begins again), prints a line a minute, and at the end a row for RELIABILITY.md. What
+//! `io` fails every I/O call of twelve scenarios, `power` opens what power cuts may leave, `kill9` kills a process again and
+//! again. Each goes on where it was stopped (`--fresh` begins again), prints a line a minute, and at the end a row for RELIABILITY.md. What
 //! each would catch is said in `tests/faults/main.rs` and `tests/kill9/main.rs`, whose code this is.
 #![cfg_attr(
     not(target_os = "linux"),
@@ -19,6 +19,9 @@
 #[path = "../../tests/kill9/counters.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod counters;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/faults/disk.rs"]
+mod disk;
 #[path = "../../tests/kill9/history.rs"]
 mod history;
 #[cfg(target_os = "linux")]
@@ -28,6 +31,9 @@ mod io;
 mod journal;
 #[path = "../../tests/kill9/load.rs"]
 mod load;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/faults/power.rs"]
+mod power;
 mod progress;
 #[path = "../../tests/kill9/rounds.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
@@ -42,6 +48,8 @@ mod shim;
 use clap::{Parser, Subcommand};
 
 use progress::Progress;
+
+const IMAGES_OF_A_RECORD: u64 = 1000;
 
 /// Proofs of stepwell that take long.
 #[derive(Parser)]
@@ -60,6 +68,12 @@ struct Arguments {
 enum Proof {
     /// Every I/O call fails, in every scenario, with every error, for every time.
     Io,
+    /// Files as they may be after a power cut.
+    Power {
+        /// How many of them.
+        #[arg(long, default_value_t = 100_000)]
+        images: u64,
+    },
     /// Kill -9 at a random moment of a mixed load.
     Kill9 {
         /// How many kills.
@@ -74,15 +88,17 @@ fn main() {
     }
     #[cfg(target_os = "linux")]
     if let Ok(told) = std::env::var(io::CHILD) {
-        scenario::child(&told);
+        io::child(&told);
     }
     let arguments = Arguments::parse();
     rounds::silence_handlers();
     let is_proved = match arguments.proof {
         #[cfg(target_os = "linux")]
         Proof::Io => every_call(Progress::open("io", &arguments)),
+        #[cfg(target_os = "linux")]
+        Proof::Power { images } => power_cuts(Progress::open("power", &arguments), images),
         #[cfg(not(target_os = "linux"))]
-        Proof::Io => panic!("it needs Linux"),
+        Proof::Io | Proof::Power { .. } => panic!("it needs Linux"),
         Proof::Kill9 { rounds } => kills(Progress::open("kill9", &arguments), rounds),
     };
     if !is_proved {
@@ -116,6 +132,26 @@ fn every_call(mut progress: Progress) -> bool {
     let what =
         format!("{cases} cases: all n of {all} combinations of scenario, error and duration");
     progress.end("every I/O call fails", &what, &rare)
+}
+
+#[cfg(target_os = "linux")]
+fn power_cuts(mut progress: Progress, images: u64) -> bool {
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let Some(shim) = shim::Shim::build(dir.path()) else {
+        return false;
+    };
+    while progress.counters.count("images") < images {
+        let record = power::Record::make(&shim, progress.seed + progress.done);
+        let problems = record.cut(IMAGES_OF_A_RECORD, &mut progress.counters);
+        progress.problems(&problems);
+        progress.done += 1;
+        progress.save();
+        let at = format!("{} records", progress.done);
+        progress.tick(&at);
+    }
+    let images = progress.counters.count("images");
+    let what = format!("{images} images of {} records", progress.done);
+    progress.end("power cut", &what, &power::RARE)
 }
 
 fn kills(mut progress: Progress, rounds: u64) -> bool {

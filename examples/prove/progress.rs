@@ -20,6 +20,8 @@ pub(crate) struct Progress {
     started: Instant,
     told: Instant,
     pub(crate) counters: Counters,
+    /// Of the program that runs, if it was built from the tree as it stands.
+    commit: String,
 }
 
 impl Progress {
@@ -40,6 +42,7 @@ impl Progress {
             started: Instant::now(),
             told: Instant::now(),
             counters: Counters::default(),
+            commit: run("git", &["describe", "--always", "--dirty"]),
         };
         progress.load();
         println!(
@@ -107,10 +110,7 @@ impl Progress {
             .collect();
         never.iter().for_each(|name| println!("NEVER {name}"));
         let problems = self.counters.count("with problems");
-        let (day, commit) = (
-            run("date", &["-u", "+%F"]),
-            run("git", &["rev-parse", "--short", "HEAD"]),
-        );
+        let (day, commit) = (run("date", &["-u", "+%F"]), &self.commit);
         let (seed, minutes) = (self.seed, self.seconds() / 60);
         println!(
             "| {day} | {commit} | {proof} | {seed} | {what} | {problems} with problems, {minutes} min |"

@@ -10,8 +10,9 @@ use stepwell::Client;
 
 use crate::counters::Counters;
 use crate::journal::{self, Journal};
+use crate::power;
 use crate::rounds::{self, Watcher};
-use crate::scenario::{Ending, Scenario};
+use crate::scenario::{self, Ending, Scenario};
 use crate::shim::{Control, Fault, Shim};
 
 pub(crate) const CHILD: &str = "STEPWELL_FAULTS_CHILD";
@@ -140,12 +141,12 @@ fn look(dir: &Path, case: Case, counters: &mut Counters, problems: &mut Vec<Stri
     }
 }
 
-fn command(told: &str, dir: &Path) -> Command {
+pub(crate) fn command(told: &str, dir: &Path) -> Command {
     let own = std::env::current_exe().expect("this program has a path");
     let errors = std::fs::File::create(dir.join("stderr")).expect("a file can be made");
     let mut command = Command::new(own);
     command
-        .args(["--exact", "the_process_whose_io_fails", "--nocapture"])
+        .args(["--exact", "the_process_with_the_shim", "--nocapture"])
         .env(CHILD, told)
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
@@ -154,7 +155,7 @@ fn command(told: &str, dir: &Path) -> Command {
 }
 
 /// None when it had to be killed.
-fn wait(mut process: Child) -> Option<ExitStatus> {
+pub(crate) fn wait(mut process: Child) -> Option<ExitStatus> {
     let until = Instant::now() + PROCESS_MAX;
     while Instant::now() < until {
         if let Some(status) = process.try_wait().expect("it can be waited for") {
@@ -165,6 +166,14 @@ fn wait(mut process: Child) -> Option<ExitStatus> {
     process.kill().expect("it can be killed");
     process.wait().expect("it can be waited for");
     None
+}
+
+/// What a process does that was started so. Never returns.
+pub(crate) fn child(told: &str) -> ! {
+    match told.strip_prefix("power ") {
+        Some(told) => power::child(told),
+        None => scenario::child(told),
+    }
 }
 
 /// All cases of one scenario, ending and fault, from `first` on, until the scenario needs no more calls or `is_enough`.

@@ -10,7 +10,12 @@
 //! scenario is over, or until the process ends. Then the file is checked, what is left in it runs to its end, and all that was
 //! written down is compared with it, as for the kills.
 //!
-//! Here: all n of the two smallest scenarios, once, and a sample of the others. All of it: `cargo run --release --example prove -- io`.
+//! Here: all n of the three smallest scenarios, once, and a sample of the others. All of it: `cargo run --release --example prove -- io`.
+//!
+//! The same library writes down what a mixed load writes and syncs. Then the file is opened as it may be after a power cut: see
+//! `disk` for what may be. It opens, the check finds nothing, its log is a beginning of what the log became, and with
+//! `Durability::Full` everything is there that was acknowledged before the cut. The long form is `prove -- power`.
+//!
 //! `STEPWELL_FAULTS_SEED` sets the seed, which is printed.
 #![cfg(target_os = "linux")]
 #![allow(
@@ -24,6 +29,7 @@
 #[path = "../kill9/counters.rs"]
 #[allow(dead_code, reason = "shared with other proofs")]
 mod counters;
+mod disk;
 #[path = "../kill9/history.rs"]
 #[allow(clippy::too_many_lines, reason = "the checker is a long list of cases")]
 mod history;
@@ -33,6 +39,7 @@ mod journal;
 #[path = "../kill9/load.rs"]
 #[allow(clippy::too_many_lines, reason = "the load is a long list of cases")]
 mod load;
+mod power;
 #[path = "../kill9/rounds.rs"]
 #[allow(dead_code, reason = "shared with the proof that kills")]
 mod rounds;
@@ -44,12 +51,15 @@ use std::time::{Duration, Instant};
 use counters::Counters;
 use io::{Bench, CHILD, Case, Sweep};
 use journal::Random;
+use power::Record;
 use scenario::{Ending, Scenario};
-use shim::Fault;
+use shim::{Fault, Shim};
 
 const SEED: &str = "STEPWELL_FAULTS_SEED";
+/// Images of power cuts.
+const IMAGES: u64 = 1200;
 /// How long the sample goes on.
-const SAMPLE: Duration = Duration::from_secs(15);
+const SAMPLE: Duration = Duration::from_secs(12);
 
 #[test]
 fn no_failed_call_loses_a_job_or_repeats_what_was_done() {
@@ -91,16 +101,46 @@ fn no_failed_call_loses_a_job_or_repeats_what_was_done() {
     );
 }
 
+#[test]
+fn no_power_cut_loses_what_was_acknowledged() {
+    if std::env::var(CHILD).is_ok() {
+        return;
+    }
+    let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
+    let seed = rounds::number(SEED).unwrap_or(clock % 1_000_000);
+    println!("{SEED}={seed}");
+    rounds::silence_handlers();
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let Some(shim) = Shim::build(dir.path()) else {
+        return;
+    };
+    let mut counters = Counters::default();
+    let mut problems = Vec::new();
+    for seed in seed..seed + 3 {
+        problems.extend(Record::make(&shim, seed).cut(IMAGES / 3, &mut counters));
+    }
+    println!("{counters}");
+    assert!(
+        problems.is_empty(),
+        "{SEED}={seed}\n{}",
+        problems.join("\n")
+    );
+}
+
 /// What is run for every n here: few calls, and no waiting for a fault that lasts.
 fn is_small(sweep: &Sweep) -> bool {
-    let is_whole = matches!(sweep.case.scenario, Scenario::OpenNew | Scenario::OnePhase);
-    is_whole && sweep.case.ending == Ending::Once && sweep.case.fault != Fault::Short
+    let is_whole = match sweep.case.scenario {
+        Scenario::OnePhase => sweep.case.fault != Fault::Short,
+        Scenario::OpenNew | Scenario::OpenExisting => sweep.case.fault == Fault::Io,
+        _ => false,
+    };
+    is_whole && sweep.case.ending == Ending::Once
 }
 
 /// The other process. Returns at once when it is run as a test.
 #[test]
-fn the_process_whose_io_fails() {
+fn the_process_with_the_shim() {
     if let Ok(told) = std::env::var(CHILD) {
-        scenario::child(&told);
+        io::child(&told);
     }
 }

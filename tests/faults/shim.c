@@ -20,8 +20,8 @@
 #include <unistd.h>
 
 enum { OPEN = 1, READ, WRITE, SYNC, TRUNCATE, UNLINK, STAT, MAP };
-/* DIR is the directory itself, NOTE the journal: it is written down, but never fails. */
-enum { NONE, DB, WAL, SHM, OWNER, OTHER, DIR, NOTE };
+/* ROLLBACK is SQLite's own journal, DIR the directory itself, NOTE the journal of the tests: it is written down, but never fails. */
+enum { NONE, DB, WAL, SHM, OWNER, OTHER, DIR, NOTE, ROLLBACK };
 enum { ONCE, ON };
 /* What a call fails with, besides a number of errno. */
 #define SHORT 0
@@ -84,7 +84,7 @@ static int file_at(const char *path) {
     if (!strcmp(path, "/journal")) return NOTE;
     if (strncmp(path, "/jobs.db", 8)) return NONE;
     path += 8;
-    return !*path ? DB : !strcmp(path, "-wal") ? WAL : !strcmp(path, "-shm") ? SHM : !strcmp(path, "-owner") ? OWNER : OTHER;
+    return !*path ? DB : !strcmp(path, "-wal") ? WAL : !strcmp(path, "-shm") ? SHM : !strcmp(path, "-owner") ? OWNER : !strcmp(path, "-journal") ? ROLLBACK : OTHER;
 }
 
 static int file_of(int fd) { return fd >= 0 && fd < FILES ? files[fd] : NONE; }

@@ -135,7 +135,7 @@ impl Control {
         const CALLS: [&str; 9] = [
             "none", "open", "read", "write", "sync", "truncate", "unlink", "stat", "map",
         ];
-        const FILES: [&str; 8] = [
+        const FILES: [&str; 9] = [
             "none",
             "db",
             "wal",
@@ -144,6 +144,7 @@ impl Control {
             "other",
             "directory",
             "journal",
+            "rollback",
         ];
         let name = |names: &[&'static str], index: u64| {
             let index = usize::try_from(index).unwrap_or(usize::MAX);
