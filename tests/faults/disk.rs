@@ -3,6 +3,8 @@
 //! The model. A sync of a file makes its bytes, its length and its name durable. A sync of the directory makes names durable.
 //! What was written since is there or not, each sector of 512 bytes for itself, whatever the order in which it was written; the
 //! same holds for truncations. Names that were made or removed since are there or not, but in their order for each name.
+//! When a sync fails, what it was to sync can still be read, but no later sync makes it durable: the system has forgotten that it
+//! was to be written. Lengths and names are not lost so.
 //! Sectors are not torn, and a disk that lies about its syncs is not modelled.
 
 use std::collections::BTreeMap;
@@ -28,6 +30,7 @@ pub(crate) enum Step {
     },
     Unlink(u64),
     Sync(u64),
+    SyncFailed(u64),
     SyncNames,
     /// Bytes of the journal of the tests.
     Note(Vec<u8>),
@@ -69,6 +72,7 @@ pub(crate) fn read(path: &Path) -> Vec<Step> {
             4 => Step::Sync(file),
             5 => Step::Truncate { file, length: at },
             6 => Step::Unlink(file),
+            9 => Step::SyncFailed(file),
             other => panic!("what is a call of kind {other}?"),
         });
     }
@@ -106,8 +110,17 @@ impl Left {
 #[derive(Debug, Default)]
 struct Inode {
     durable: Vec<u8>,
-    /// Bytes at a place, or a new length.
-    pending: Vec<(usize, Option<Vec<u8>>)>,
+    pending: Vec<Pending>,
+}
+
+/// What was written since the last sync.
+#[derive(Debug)]
+struct Pending {
+    at: usize,
+    /// None: `at` is the new length.
+    bytes: Option<Vec<u8>>,
+    /// No sync makes it durable any more.
+    is_lost: bool,
 }
 
 /// All files of one queue.
@@ -128,17 +141,32 @@ impl Disk {
             }
             Step::Write { file, at, bytes } => {
                 let inode = self.inode(*file);
-                self.inodes[inode].pending.push((*at, Some(bytes.clone())));
+                self.inodes[inode].pending.push(Pending {
+                    at: *at,
+                    bytes: Some(bytes.clone()),
+                    is_lost: false,
+                });
             }
             Step::Truncate { file, length } => {
                 let inode = self.inode(*file);
-                self.inodes[inode].pending.push((*length, None));
+                self.inodes[inode].pending.push(Pending {
+                    at: *length,
+                    bytes: None,
+                    is_lost: false,
+                });
             }
             Step::Unlink(file) => {
                 self.names.remove(file);
                 self.pending_names.push((*file, None));
             }
             Step::Sync(file) => self.sync(*file),
+            Step::SyncFailed(file) => {
+                let inode = self.inode(*file);
+                let pending = &mut self.inodes[inode].pending;
+                pending
+                    .iter_mut()
+                    .for_each(|change| change.is_lost |= change.bytes.is_some());
+            }
             Step::SyncNames => {
                 for (file, inode) in std::mem::take(&mut self.pending_names) {
                     name(&mut self.durable_names, file, inode);
@@ -166,8 +194,9 @@ impl Disk {
     fn sync(&mut self, file: u64) {
         let inode = self.inode(file);
         let pending = std::mem::take(&mut self.inodes[inode].pending);
-        for (at, bytes) in pending {
-            put(&mut self.inodes[inode].durable, at, bytes.as_deref());
+        for change in pending.iter().filter(|change| !change.is_lost) {
+            let bytes = change.bytes.as_deref();
+            put(&mut self.inodes[inode].durable, change.at, bytes);
         }
         let (own, others) = std::mem::take(&mut self.pending_names)
             .into_iter()
@@ -215,7 +244,13 @@ impl Inode {
     fn left(&self, left: Left, random: &mut Random) -> Vec<u8> {
         let mut bytes = self.durable.clone();
         let newest = self.pending.len().saturating_sub(1);
-        for (index, (at, change)) in self.pending.iter().enumerate() {
+        for (
+            index,
+            Pending {
+                at, bytes: change, ..
+            },
+        ) in self.pending.iter().enumerate()
+        {
             let percent = match left {
                 Left::Nothing => 0,
                 Left::Everything => 100,
@@ -310,6 +345,14 @@ fn a_sync_makes_durable_what_came_before_it_and_nothing_else() {
         found.iter().all(|image| all.contains(image)) && found.len() >= 4,
         "{found:?}"
     );
+    // What a failed sync has lost does not come back.
+    for step in [Step::SyncFailed(1), write(1024, 3), Step::Sync(1)] {
+        disk.apply(&step);
+    }
+    disk.image(Left::Everything, &mut random, dir.path(), "x");
+    let bytes = std::fs::read(dir.path().join("x")).expect("it is there");
+    let last: Vec<u8> = bytes.chunks(SECTOR).map(|sector| sector[0]).collect();
+    assert_eq!(last, vec![1, 1, 3, 3]);
     // A name that was removed and not synced may be there again.
     disk.apply(&Step::Unlink(1));
     disk.image(Left::Nothing, &mut random, dir.path(), "x");

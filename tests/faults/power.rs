@@ -15,18 +15,30 @@ use crate::io;
 use crate::journal::{Journal, Random};
 use crate::load::{self, Caller};
 use crate::rounds::{self, Watcher};
+use crate::scenario::Scenario;
 use crate::shim::{Control, Fault, Shim};
 
 /// The load of one record: openings, and jobs of each.
 const STAGES: u64 = 3;
 const JOBS: usize = 18;
 const LONG: Duration = Duration::from_secs(30);
+/// What is written down with a sync that fails, and up to which one.
+const WITH_FAULTS: [Scenario; 6] = [
+    Scenario::Enqueue,
+    Scenario::Bulk,
+    Scenario::OnePhase,
+    Scenario::ThreePhases,
+    Scenario::Schedule,
+    Scenario::Cancel,
+];
+const FAULT_MAX: u64 = 12;
 /// One image of so many is drained, and all that was written down is compared with it.
 const DRAINED_ONE_OF: u64 = 8;
 
 /// Cuts that a long run must have had.
 #[allow(dead_code, reason = "the short form is too short for it")]
-pub(crate) const RARE: [&str; 4] = [
+pub(crate) const RARE: [&str; 5] = [
+    "images after a sync that failed",
     "cut before the first event",
     "cut in the middle of the log",
     "cut with the whole log",
@@ -37,11 +49,13 @@ pub(crate) const RARE: [&str; 4] = [
 pub(crate) struct Record {
     steps: Vec<Step>,
     durability: Durability,
+    /// One sync failed: then a commit may be there for a while that its caller is later told not to be.
+    has_fault: bool,
     log: Vec<String>,
     seed: u64,
 }
 
-/// The process that is written down: `seed directory`. Even seeds sync each commit. Ends by itself, and not cleanly.
+/// The process that is written down: `seed directory`. Three of four sync each commit. Ends by itself, and not cleanly.
 pub(crate) fn child(told: &str) -> ! {
     let (seed, dir) = told.split_once(' ').expect("two words");
     let (seed, dir): (u64, &Path) = (seed.parse().expect("a number"), Path::new(dir));
@@ -86,8 +100,12 @@ pub(crate) fn child(told: &str) -> ! {
     std::process::exit(0)
 }
 
+fn has_fault(seed: u64) -> bool {
+    seed % 4 == 1
+}
+
 fn durability(seed: u64) -> Durability {
-    if seed.is_multiple_of(3) {
+    if seed.is_multiple_of(4) {
         Durability::Normal
     } else {
         Durability::Full
@@ -99,8 +117,16 @@ impl Record {
         let dir = tempfile::tempdir().expect("a directory can be made");
         let path = dir.path().canonicalize().expect("it is there");
         let record = path.join("record");
-        let _control = Control::create(&path, Fault::Io, 0, false);
-        let mut command = io::command(&format!("power {seed} {}", path.display()), &path);
+        let has_fault = has_fault(seed);
+        let (told, at) = if has_fault {
+            let mut random = Random::new(seed, 1 << 33);
+            let scenario = random.pick(&WITH_FAULTS).expect("there are some");
+            (format!("Once {scenario:?}"), 1 + random.below(FAULT_MAX))
+        } else {
+            (format!("power {seed}"), 0)
+        };
+        let control = Control::create(&path, Fault::Sync, at, false);
+        let mut command = io::command(&format!("{told} {}", path.display()), &path);
         shim.wrap(&mut command, &path, Some(&record));
         let status = io::wait(command.spawn().expect("a process can be started"));
         if !status.is_some_and(|status| status.success()) {
@@ -111,6 +137,7 @@ impl Record {
         Record {
             steps: disk::read(&record),
             durability: durability(seed),
+            has_fault: control.failures() > 0,
             log: log(&client),
             seed,
         }
@@ -173,7 +200,7 @@ impl Record {
             Err(error) => problems.push(format!("it cannot be checked: {error}")),
         }
         let log = log(&client);
-        if !self.log.starts_with(&log) {
+        if !self.has_fault && !self.log.starts_with(&log) {
             let at = log
                 .iter()
                 .zip(&self.log)
@@ -195,7 +222,10 @@ impl Record {
             Watcher::default().look(&client, &journal);
         }
         drop(client);
-        if is_drained && is_full && problems.is_empty() {
+        if self.has_fault {
+            counters.add("images after a sync that failed");
+        }
+        if (is_drained || self.has_fault) && is_full && problems.is_empty() {
             let mut seen = Counters::default();
             problems.extend(rounds::drain(dir, &journal, false, &mut seen));
             counters.add("images drained");

@@ -13,7 +13,7 @@ use stepwell::{
 
 use crate::journal::Journal;
 use crate::load;
-use crate::shim::{Control, Fault};
+use crate::shim::Control;
 
 /// One thing that a program does with a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ pub(crate) fn child(told: &str) -> ! {
         story.prepare();
     } else {
         let control = Control::open(dir);
-        story.is_unreadable = control.fault() == Fault::Io;
+        story.is_unreadable = control.is_unreadable();
         story.run(Ending::parse(how), &control);
     }
     std::process::exit(0)

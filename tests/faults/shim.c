@@ -19,12 +19,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { OPEN = 1, READ, WRITE, SYNC, TRUNCATE, UNLINK, STAT, MAP };
+enum { OPEN = 1, READ, WRITE, SYNC, TRUNCATE, UNLINK, STAT, MAP, SYNC_FAILED };
 /* ROLLBACK is SQLite's own journal, DIR the directory itself, NOTE the journal of the tests: it is written down, but never fails. */
 enum { NONE, DB, WAL, SHM, OWNER, OTHER, DIR, NOTE, ROLLBACK };
 enum { ONCE, ON };
 /* What a call fails with, besides a number of errno. */
 #define SHORT 0
+/* Added to that number: only syncs fail. */
+#define SYNCS_ONLY 256
 
 struct control {
     _Atomic uint64_t armed, at, mode, error, calls, failures, first_op, first_file;
@@ -92,8 +94,8 @@ static int file_of(int fd) { return fd >= 0 && fd < FILES ? files[fd] : NONE; }
 /* Whether this call is to fail: then errno is set, or 0 stands for a short write. */
 static int fails(int op, int file, int takes_space) {
     if (file == NONE || file == NOTE || !control || !control->armed) return 0;
-    uint64_t error = control->error;
-    if (error != EIO && !takes_space) return 0;
+    uint64_t error = control->error & (SYNCS_ONLY - 1);
+    if (control->error & SYNCS_ONLY ? op != SYNC : error != EIO && !takes_space) return 0;
     uint64_t call = atomic_fetch_add(&control->calls, 1) + 1, at = control->at;
     if (!at || (control->mode == ONCE ? call != at : call < at)) return 0;
     if (atomic_fetch_add(&control->failures, 1) == 0) {
@@ -198,7 +200,13 @@ ssize_t pwrite(int fd, const void *from, size_t length, off_t at) { return pwrit
 
 static int synced(int fd, int (*sync)(int)) {
     int file = file_of(fd);
-    if (fails(SYNC, file, 1)) return -1;
+    if (fails(SYNC, file, 1)) {
+        if (begin(file)) {
+            note(SYNC_FAILED, file, 0, 0, 0);
+            end(1);
+        }
+        return -1;
+    }
     /* Not under the lock: what is written meanwhile is not promised to be on the disk, so the record says when it began. */
     int is_recorded = begin(file);
     if (is_recorded) note(SYNC, file, 0, 0, 0);

@@ -21,9 +21,13 @@ pub(crate) enum Fault {
     Full,
     /// Half of a write is done, then ENOSPC; calls that may need space.
     Short,
+    /// EIO of a sync. What had been written is gone, though it can be read, and though later syncs work.
+    /// Source: <https://wiki.postgresql.org/wiki/Fsync_Errors>.
+    Sync,
 }
 
 impl Fault {
+    /// A sync that fails is one of the calls that fail with EIO.
     pub(crate) const ALL: [Fault; 3] = [Fault::Io, Fault::Full, Fault::Short];
 
     fn code(self) -> u64 {
@@ -32,6 +36,7 @@ impl Fault {
             Fault::Io => 5,
             Fault::Full => 28,
             Fault::Short => 0,
+            Fault::Sync => 256 + 5,
         }
     }
 }
@@ -116,10 +121,9 @@ impl Control {
         self.set(0, 0);
     }
 
-    pub(crate) fn fault(&self) -> Fault {
-        let code = self.get(3);
-        let found = Fault::ALL.into_iter().find(|fault| fault.code() == code);
-        found.expect("one of the three")
+    /// Whether reads fail.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        self.get(3) == Fault::Io.code()
     }
 
     pub(crate) fn failures(&self) -> u64 {
@@ -132,8 +136,17 @@ impl Control {
 
     /// The first call that failed.
     pub(crate) fn failed(&self) -> String {
-        const CALLS: [&str; 9] = [
-            "none", "open", "read", "write", "sync", "truncate", "unlink", "stat", "map",
+        const CALLS: [&str; 10] = [
+            "none",
+            "open",
+            "read",
+            "write",
+            "sync",
+            "truncate",
+            "unlink",
+            "stat",
+            "map",
+            "failed sync",
         ];
         const FILES: [&str; 9] = [
             "none",
