@@ -1,6 +1,6 @@
 //! The long forms of the proofs: `cargo run --release --example prove -- kill9 --rounds 10000`.
 //!
-//! `io` fails every I/O call of twelve scenarios, `power` opens what power cuts may leave, `kill9` kills a process again and
+//! `io` fails every I/O call of fourteen scenarios, `power` opens what power cuts may leave, `kill9` kills a process again and
 //! again. Each goes on where it was stopped (`--fresh` begins again), prints a line a minute, and at the end a row for RELIABILITY.md. What
 //! each would catch is said in `tests/faults/main.rs` and `tests/kill9/main.rs`, whose code this is.
 #![cfg_attr(
@@ -47,8 +47,11 @@ mod shim;
 
 use clap::{Parser, Subcommand};
 
+use counters::Counters;
 use progress::Progress;
 
+/// Processes whose calls fail, at the same time.
+const AT_ONCE: u64 = 6;
 const IMAGES_OF_A_RECORD: u64 = 1000;
 
 /// Proofs of stepwell that take long.
@@ -115,15 +118,32 @@ fn every_call(mut progress: Progress) -> bool {
     let all = u64::try_from(sweeps.len()).expect("it fits");
     let skip = usize::try_from(progress.done).expect("it fits");
     for mut sweep in sweeps.into_iter().skip(skip) {
-        loop {
-            let ended = bench.run(sweep.case, &mut progress.counters);
-            progress.counters.add("cases");
-            progress.problems(&ended.problems);
-            progress.tick(&format!("{:?}", sweep.case));
-            if !sweep.step(&ended) {
-                break;
+        while {
+            let cases = sweep.cases(AT_ONCE);
+            let ended: Vec<_> = std::thread::scope(|scope| {
+                let run = |case| {
+                    let bench = &bench;
+                    scope.spawn(move || {
+                        let mut counters = Counters::default();
+                        (bench.run(case, &mut counters), counters)
+                    })
+                };
+                let runs: Vec<_> = cases.into_iter().map(run).collect();
+                let ended = runs
+                    .into_iter()
+                    .map(|run| run.join().expect("no run panics"));
+                ended.collect()
+            });
+            let mut goes_on = true;
+            for (ended, counters) in &ended {
+                progress.counters.merge(counters);
+                progress.counters.add("cases");
+                progress.problems(&ended.problems);
+                goes_on = sweep.step(ended);
             }
-        }
+            progress.tick(&format!("{:?}", sweep.case));
+            goes_on
+        } {}
         progress.done += 1;
         progress.save();
     }

@@ -199,6 +199,15 @@ impl Sweep {
         })
     }
 
+    /// The next calls, for some runs at the same time: they mostly wait.
+    #[allow(dead_code, reason = "for the long form")]
+    pub(crate) fn cases(&self, count: u64) -> Vec<Case> {
+        let at = self.case.at;
+        (at..at + count)
+            .map(|at| Case { at, ..self.case })
+            .collect()
+    }
+
     /// Goes on to the next call; false when there is none.
     pub(crate) fn step(&mut self, ended: &Ended) -> bool {
         self.unreached = if ended.was_reached {

@@ -5,7 +5,7 @@
 //! broken after the disk works again, or that forgets what a handler returned meanwhile; a phase that runs again although
 //! its completion was durable.
 //!
-//! A process (this binary again) runs real stepwell code with `shim.c` between it and the system. In each of twelve scenarios
+//! A process (this binary again) runs real stepwell code with `shim.c` between it and the system. In each of fourteen scenarios
 //! the n-th call fails, n = 1, 2, ..., until the scenario needs no more: with EIO, with ENOSPC, after half a write; once, until the
 //! scenario is over, or until the process ends. Then the file is checked, what is left in it runs to its end, and all that was
 //! written down is compared with it, as for the kills.

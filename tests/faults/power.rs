@@ -18,18 +18,20 @@ use crate::rounds::{self, Watcher};
 use crate::scenario::Scenario;
 use crate::shim::{Control, Fault, Shim};
 
-/// The load of one record: openings, and jobs of each.
+/// The load of one record: processes, and jobs of each.
 const STAGES: u64 = 3;
 const JOBS: usize = 18;
 const LONG: Duration = Duration::from_secs(30);
 /// What is written down with a sync that fails, and up to which one.
-const WITH_FAULTS: [Scenario; 6] = [
+const WITH_FAULTS: [Scenario; 8] = [
     Scenario::Enqueue,
     Scenario::Bulk,
     Scenario::OnePhase,
     Scenario::ThreePhases,
     Scenario::Schedule,
     Scenario::Cancel,
+    Scenario::Client,
+    Scenario::Watched,
 ];
 const FAULT_MAX: u64 = 12;
 /// One image of so many is drained, and all that was written down is compared with it.
@@ -55,47 +57,49 @@ pub(crate) struct Record {
     seed: u64,
 }
 
-/// The process that is written down: `seed directory`. Three of four sync each commit. Ends by itself, and not cleanly.
+/// A process that is written down: `seed stage directory`. Three of four seeds sync each commit. The last stage has no clean end.
 pub(crate) fn child(told: &str) -> ! {
-    let (seed, dir) = told.split_once(' ').expect("two words");
-    let (seed, dir): (u64, &Path) = (seed.parse().expect("a number"), Path::new(dir));
+    let mut told = told.splitn(3, ' ');
+    let mut next = || told.next().expect("three words");
+    let (seed, stage): (u64, u64) = (
+        next().parse().expect("a number"),
+        next().parse().expect("a number"),
+    );
+    let dir = Path::new(next());
     rounds::silence_handlers();
     let journal = Arc::new(Journal::open(&dir.join("journal")));
-    for stage in 0..STAGES {
-        journal.line(&format!("P {stage}"));
-        let queue = load::open(dir, durability(seed), &journal, false);
-        let queue = queue.expect("nothing fails here");
-        journal.line(&format!("O {stage}"));
-        let (known, stop) = (Mutex::new(Vec::new()), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            for caller in 0..2 {
-                let random = Random::new(seed, stage << 8 | caller);
-                let (journal, door, known, stop) = (&*journal, &queue, &known, &stop);
-                scope.spawn(move || {
-                    Caller {
-                        name: format!("s{stage}t{caller}"),
-                        journal,
-                        door,
-                        random,
-                        known,
-                        stop,
-                    }
-                    .run(u64::MAX);
-                });
-            }
-            let until = Instant::now() + LONG;
-            while known.lock().expect("no caller panics").len() < JOBS && Instant::now() < until {
-                park_timeout(Duration::from_millis(1));
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-        if stage + 1 < STAGES {
-            journal.line(&format!("H {stage}"));
-            // Nobody is cut off: he would still be inside in the next stage, in this same process.
-            let ended = queue.shutdown(LONG);
-            ended.expect("handlers end by themselves");
-            journal.line(&format!("h {stage}"));
+    journal.line("K stage");
+    journal.line(&format!("P {stage}"));
+    let queue = load::open(dir, durability(seed), &journal, false);
+    let queue = queue.expect("nothing fails here");
+    journal.line(&format!("O {stage}"));
+    let (known, stop) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for caller in 0..2 {
+            let random = Random::new(seed, stage << 8 | caller);
+            let (journal, door, known, stop) = (&*journal, &queue, &known, &stop);
+            scope.spawn(move || {
+                Caller {
+                    name: format!("s{stage}t{caller}"),
+                    journal,
+                    door,
+                    random,
+                    known,
+                    stop,
+                }
+                .run(u64::MAX);
+            });
         }
+        let until = Instant::now() + LONG;
+        while known.lock().expect("no caller panics").len() < JOBS && Instant::now() < until {
+            park_timeout(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    if stage + 1 < STAGES {
+        journal.line(&format!("H {stage}"));
+        queue.shutdown(Duration::from_millis(40)).ok();
+        journal.line(&format!("h {stage}"));
     }
     std::process::exit(0)
 }
@@ -117,21 +121,26 @@ impl Record {
         let dir = tempfile::tempdir().expect("a directory can be made");
         let path = dir.path().canonicalize().expect("it is there");
         let record = path.join("record");
-        let has_fault = has_fault(seed);
-        let (told, at) = if has_fault {
+        let (told, at) = if has_fault(seed) {
             let mut random = Random::new(seed, 1 << 33);
             let scenario = random.pick(&WITH_FAULTS).expect("there are some");
-            (format!("Once {scenario:?}"), 1 + random.below(FAULT_MAX))
+            (
+                vec![format!("Once {scenario:?}")],
+                1 + random.below(FAULT_MAX),
+            )
         } else {
-            (format!("power {seed}"), 0)
+            let stages = (0..STAGES).map(|stage| format!("power {seed} {stage}"));
+            (stages.collect(), 0)
         };
         let control = Control::create(&path, Fault::Sync, at, false);
-        let mut command = io::command(&format!("{told} {}", path.display()), &path);
-        shim.wrap(&mut command, &path, Some(&record));
-        let status = io::wait(command.spawn().expect("a process can be started"));
-        if !status.is_some_and(|status| status.success()) {
-            let said = std::fs::read_to_string(path.join("stderr")).unwrap_or_default();
-            panic!("seed {seed}: the process that is written down hung or died: {status:?} {said}");
+        for told in told {
+            let mut command = io::command(&format!("{told} {}", path.display()), &path);
+            shim.wrap(&mut command, &path, Some(&record));
+            let status = io::wait(command.spawn().expect("a process can be started"));
+            if !status.is_some_and(|status| status.success()) {
+                let said = std::fs::read_to_string(path.join("stderr")).unwrap_or_default();
+                panic!("seed {seed}: {told} hung or died: {status:?} {said}");
+            }
         }
         let client = Client::open(path.join("jobs.db")).expect("nothing failed here");
         Record {

@@ -1,4 +1,4 @@
-//! What the process does whose I/O fails: twelve short stories, each written down in the journal as it happens.
+//! What the process does whose I/O fails: short stories, each written down in the journal as it happens.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use stepwell::{
-    BulkAction, CancelOutcome, Durability, Error, ErrorKind, JobId, JobQueue, JobStatus, Keep,
-    ListFilter, NewJob, PhaseStatus, Retention, RetryFrom,
+    BulkAction, CancelOutcome, Client, Durability, Error, ErrorKind, JobId, JobQueue, JobStatus,
+    Keep, ListFilter, NewJob, PhaseStatus, Retention, RetryFrom,
 };
 
 use crate::journal::Journal;
-use crate::load;
+use crate::load::{self, Door};
 use crate::shim::Control;
 
 /// One thing that a program does with a queue.
@@ -30,12 +30,14 @@ pub(crate) enum Scenario {
     Retention,
     Shutdown,
     Recovery,
+    Client,
+    Watched,
 }
 
 use Scenario as S;
 
 impl Scenario {
-    pub(crate) const ALL: [Scenario; 12] = [
+    pub(crate) const ALL: [Scenario; 14] = [
         S::OpenNew,
         S::OpenExisting,
         S::Enqueue,
@@ -48,6 +50,8 @@ impl Scenario {
         S::Retention,
         S::Shutdown,
         S::Recovery,
+        S::Client,
+        S::Watched,
     ];
 
     pub(crate) fn parse(name: &str) -> Scenario {
@@ -88,7 +92,7 @@ impl Ending {
 
 const LONG: Duration = Duration::from_secs(30);
 /// What is over when a fault lasts that has no more to say.
-const SHORT: Duration = Duration::from_millis(150);
+const SHORT: Duration = Duration::from_millis(80);
 /// How much later than asked a shutdown may end, on a machine that does other things too.
 const LATE: Duration = Duration::from_millis(2500);
 const KEPT: u64 = 3;
@@ -279,14 +283,37 @@ impl Story<'_> {
                 self.ask(queue, "snoozer", 0, 10);
             }
             S::Retention => self.retain(queue, control),
+            S::Client => self.beside(control),
+            S::Watched => return self.watched(queue, ending, control),
             S::Shutdown => return self.shut_down(queue, control),
         }
+        self.end(queue, ending, control);
+    }
+
+    fn end(&self, queue: &JobQueue, ending: Ending, control: &Control) {
         self.rest(queue, control);
         if ending == Ending::Never {
-            return self.close(queue, Duration::from_millis(200));
+            return self.close(queue, Duration::from_millis(100));
         }
         control.lift();
         self.settle(queue);
+    }
+
+    /// A client beside the queue goes on after a call that failed.
+    fn beside(&mut self, control: &Control) {
+        let client = Client::open(self.dir.join("jobs.db")).expect("nothing fails yet");
+        control.arm();
+        for _ in 0..4 {
+            self.ask(&client, "one", 0, 0);
+        }
+    }
+
+    /// A client has the file open: what a failed commit leaves in the log beside it does not go when the queue opens it anew.
+    fn watched(&mut self, queue: &JobQueue, ending: Ending, control: &Control) {
+        let client = Client::open(self.dir.join("jobs.db")).expect("nothing fails yet");
+        client.stats().expect("nothing fails yet");
+        self.enqueue(queue, control);
+        self.end(queue, ending, control);
     }
 
     fn enqueue(&mut self, queue: &JobQueue, control: &Control) {
@@ -450,7 +477,7 @@ impl Story<'_> {
     }
 
     /// Adds a job, as a caller who writes everything down.
-    fn ask(&mut self, queue: &JobQueue, job_type: &str, ms: u64, delay_ms: u64) -> Option<JobId> {
+    fn ask(&mut self, door: &dyn Door, job_type: &str, ms: u64, delay_ms: u64) -> Option<JobId> {
         self.tags += 1;
         let tag = format!("p{}-{}", std::process::id(), self.tags);
         let job = NewJob::new(job_type, &json!({"tag": tag, "ms": ms})).expect("it is JSON");
@@ -459,10 +486,11 @@ impl Story<'_> {
             _ => job.delay(Duration::from_millis(delay_ms)),
         };
         self.journal.line(&format!("Q? {tag}"));
-        match queue.enqueue_job(job) {
+        match door.enqueue_all(vec![job]) {
             Ok(enqueued) => {
-                self.journal.line(&format!("Q! {tag} {} new", enqueued.id));
-                Some(enqueued.id)
+                let id = enqueued[0].id;
+                self.journal.line(&format!("Q! {tag} {id} new"));
+                Some(id)
             }
             Err(error) => {
                 if self.typed(&error) {

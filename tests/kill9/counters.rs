@@ -17,6 +17,12 @@ impl Counters {
         *self.0.entry(name.into()).or_default() += 1;
     }
 
+    pub(crate) fn merge(&mut self, other: &Counters) {
+        for (name, count) in &other.0 {
+            *self.0.entry(name.clone()).or_default() += count;
+        }
+    }
+
     pub(crate) fn set(&mut self, name: String, count: u64) {
         self.0.insert(name.into(), count);
     }
