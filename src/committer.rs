@@ -247,16 +247,25 @@ impl Committer {
                 gather(&mut state);
                 take_batch(&mut state)
             } else {
-                Vec::new()
+                // A pause is for what nobody waits for.
+                take_callers(&mut state)
             };
             drop(state);
             let lead = Lead::new(self, host);
-            let did_something = may_work && self.lead_with_due(host, batch, has_failed);
+            let did_something = if may_work {
+                self.lead_with_due(host, batch, has_failed)
+            } else {
+                let has_callers = !batch.is_empty();
+                if has_callers {
+                    self.lead(host, batch);
+                }
+                has_callers
+            };
             let deadline = host.deadline();
             drop(lead);
             state = self.state.lock();
             state.is_led = false;
-            let is_quiet = state.list.is_empty() || !state.may_work();
+            let is_quiet = state.list.is_empty() || !(state.may_work() || state.has_callers());
             if !did_something && !state.is_rung && is_quiet && !state.is_stopping {
                 self.sleep(&mut state, deadline);
             }
@@ -372,6 +381,12 @@ impl Committer {
         };
         let mut done = transact(&request);
         if let Err(Failure::NothingDone(error)) = &done
+            && error.kind() == ErrorKind::Corrupt
+        {
+            self.read_anew(error).map_err(Outcome::Failed)?;
+            done = transact(&request);
+        }
+        if let Err(Failure::NothingDone(error)) = &done
             && is_of_one(error)
             && request.from_backlog
         {
@@ -459,6 +474,10 @@ impl State {
         self.retry_at.is_none_or(|at| at <= monotonic())
     }
 
+    fn has_callers(&self) -> bool {
+        self.list.iter().any(|entry| entry.promise.is_some())
+    }
+
     /// Nothing is left to be written.
     fn is_done(&self) -> bool {
         self.list.is_empty() && self.doubt.is_none()
@@ -510,6 +529,16 @@ fn take_batch(state: &mut State) -> Vec<Entry> {
         let rest = state.list.split_off(BATCH_MAX);
         std::mem::replace(&mut state.list, rest)
     }
+}
+
+/// What callers wait for. The rest stays.
+fn take_callers(state: &mut State) -> Vec<Entry> {
+    let is_callers = |entry: &Entry| entry.promise.is_some();
+    let (callers, rest) = std::mem::take(&mut state.list)
+        .into_iter()
+        .partition(is_callers);
+    state.list = rest;
+    callers
 }
 
 /// Whether an error is about one operation and not about the store.

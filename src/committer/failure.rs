@@ -84,6 +84,8 @@ impl Committer {
             Ok(true) => Ok(trial),
             // A commit without a row in the log cannot be recognised. It changed nothing that cannot be done again.
             Ok(false) => Err(Outcome::Failed(error)),
+            // There is no room to write over it, and no need: it was a write that failed, so its end is not in the log.
+            Err(_) if error.kind() == ErrorKind::StorageFull => Err(Outcome::Failed(error)),
             Err(reopen_error) => {
                 let problem = format!("{error}; then the file cannot be opened: {reopen_error}");
                 let error = Error::new(ErrorKind::OutcomeUnknown, problem);
@@ -92,15 +94,33 @@ impl Committer {
         }
     }
 
+    /// Before a file is taken for damaged: SQLite says so, too, when a read fails with EIO. Then an outcome would be dropped, and
+    /// no job claimed any more, for a disk that had failed once. A file that cannot even be opened is the disk's fault.
+    pub(super) fn read_anew(&self, error: &Error) -> Result<()> {
+        log::debug!("the file is opened anew to see whether it is damaged: {error}");
+        let reopened = self.store.lock().reopen();
+        reopened.map_err(|error| {
+            if is_of_one(&error) && error.kind() != ErrorKind::Closed {
+                Error::new(ErrorKind::Storage, "the file cannot be read").with_source(error)
+            } else {
+                error
+            }
+        })
+    }
+
     /// Whether the commit that ended with row `seq` and carries `tag` is in the file. If it is, it is on the medium too when
-    /// this returns.
+    /// this returns. If it is not, it never will be: while another process has the file open, its pages are still in the log
+    /// beside the file, whole when only their sync has failed, and would count after a crash. So they are written over.
     fn is_there(&self, seq: Seq, tag: i64) -> Result<bool> {
         let mut store = self.store.lock();
         store.reopen()?;
         let mut found = None;
         let looked = store.transact(&mut |rows| {
             found = rows.tag_at(seq)?;
-            Ok(())
+            if found == Some(tag) {
+                return Ok(());
+            }
+            rows.touch()
         });
         if let Err(Failure::NothingDone(error) | Failure::Unknown(error)) = looked {
             return Err(error);

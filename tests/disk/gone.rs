@@ -55,6 +55,39 @@ fn a_deleted_file_is_noticed_and_not_made_anew() {
     assert_eq!(alone.panics(), 0);
 }
 
+/// The bug: a caller who came while another one was being told waited until the pause was over, up to 5 s.
+#[test]
+fn no_caller_waits_for_the_pause_after_a_failure() {
+    let _alone = Alone::new();
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let path = dir.path().join("jobs.db");
+    let queue = open(&path);
+    run_one(&queue).expect("it works");
+    std::fs::rename(&path, dir.path().join("elsewhere")).expect("it is there");
+    let until = Instant::now() + Duration::from_secs(4);
+    let slowest = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut slowest = Duration::ZERO;
+                    while Instant::now() < until {
+                        let started = Instant::now();
+                        let refused = queue.enqueue("quick", &Value::Null);
+                        refused.expect_err("the file is gone");
+                        slowest = slowest.max(started.elapsed());
+                    }
+                    slowest
+                })
+            })
+            .collect();
+        let slowest = callers.into_iter().map(|caller| caller.join());
+        slowest.map(|one| one.expect("no caller panics")).max()
+    });
+    assert!(slowest < Some(Duration::from_millis(500)), "{slowest:?}");
+    std::fs::rename(dir.path().join("elsewhere"), &path).expect("it is there");
+    run_one(&queue).expect("it works again");
+}
+
 #[test]
 fn a_replaced_file_is_noticed() {
     let alone = Alone::new();

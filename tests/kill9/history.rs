@@ -49,6 +49,8 @@ struct Traces {
 #[derive(Debug, Default)]
 pub(crate) struct History {
     asked: BTreeSet<String>,
+    /// Tags that were answered with an error which says that nothing was stored.
+    refused: BTreeSet<String>,
     /// The job that a tag was answered with, and whether it was new.
     answered: BTreeMap<String, (JobId, bool)>,
     jobs: BTreeMap<JobId, Traces>,
@@ -93,6 +95,10 @@ impl History {
             ["Q?", tag] => {
                 self.asked.insert(tag.to_owned());
             }
+            ["Q-", tag] => {
+                self.refused.insert(tag.to_owned());
+            }
+            ["N", ..] => {}
             ["Q!", tag, id, new] => {
                 counters.add(if new == "new" {
                     "acknowledged"
@@ -195,6 +201,10 @@ impl Traces {
                 self.is_mixed = self.open_retries > 0 || (self.is_mixed && self.open_cancels > 0);
                 self.open_cancels += 1;
             }
+            ("C-", []) => {
+                self.cancels_asked -= 1;
+                self.open_cancels = self.open_cancels.saturating_sub(1);
+            }
             ("C!", [answer]) => self.cancelled(answer, counters),
             ("R?", [from]) => {
                 self.retries_asked += 1;
@@ -203,6 +213,10 @@ impl Traces {
                 self.may_restart += u32::from(*from == "start");
                 self.is_cancelled = false;
                 self.returned = None;
+            }
+            ("R-", [from]) => {
+                self.retries_asked -= 1;
+                self.retried(from, "refused", counters);
             }
             ("R!", [from, answer]) => self.retried(from, answer, counters),
             ("D?", []) => self.delete_asked = true,
@@ -287,7 +301,10 @@ impl Traces {
             if from == "start" {
                 self.take_restart();
             }
-            return counters.add("retry lost to another");
+            if answer != "refused" {
+                counters.add("retry lost to another");
+            }
+            return;
         }
         self.retries_done += 1;
         counters.add(match from {
@@ -339,6 +356,9 @@ impl History {
                 let tag = job.input["tag"].as_str().unwrap_or_default().to_owned();
                 if !self.asked.contains(&tag) || !tags.insert(tag.clone()) {
                     found.push(format!("H2: nobody asked for it, or not twice: {tag}"));
+                }
+                if self.refused.contains(&tag) {
+                    found.push(format!("H2: {tag} was refused and is stored"));
                 }
                 if self
                     .answered

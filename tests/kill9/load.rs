@@ -125,7 +125,7 @@ pub(crate) fn open(
     builder.open()
 }
 
-fn register(builder: &mut Builder, journal: &Arc<Journal>) {
+pub(crate) fn register(builder: &mut Builder, journal: &Arc<Journal>) {
     let quick = RetryPolicy::fixed(Duration::from_millis(2)).max_attempts(6);
     let phase = |act: fn(&Journal, &PhaseContext<Value>) -> std::result::Result<(), PhaseError>| {
         let journal = journal.clone();

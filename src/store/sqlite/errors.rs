@@ -48,9 +48,13 @@ pub(super) fn map(error: rusqlite::Error, context: Context<'_>) -> Error {
             ErrorKind::InvalidConfig,
             ": it is no SQLite file, name another one",
         ),
+        // A commit writes, and reads only to fold the log back: SQLite calls a file malformed when a read fails with EIO.
+        Some(ErrorCode::DatabaseCorrupt) if matches!(context, Context::Commit) => {
+            (ErrorKind::Storage, "")
+        }
         Some(ErrorCode::DatabaseCorrupt) => (
             ErrorKind::Corrupt,
-            ": the file is damaged, restore it from a copy",
+            ": the file is damaged or its disk cannot be read: if that lasts, restore it from a copy",
         ),
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => (
             ErrorKind::Storage,

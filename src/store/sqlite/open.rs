@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, MAIN_DB, OpenFlags, TransactionBehavior};
 
 use crate::config::Durability;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,6 +45,15 @@ pub(super) fn writer(path: &Path, durability: Durability) -> Result<Connection> 
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)
         .map_err(|e| errors::map(e, Context::Open(path)))?;
+    // A file that cannot be opened for writing is opened for reading by SQLite, without a word, and stays so: for good, when
+    // the disk had failed only once.
+    if conn.is_readonly(MAIN_DB).unwrap_or(true) {
+        let problem = format!(
+            "{}: cannot be opened for writing: check the permissions of the file and its directory",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Storage, problem));
+    }
     prepare(&mut conn, path, durability).and_then(|()| migrate(&mut conn, path))?;
     Ok(conn)
 }

@@ -1,0 +1,129 @@
+//! Where a long run stands: kept in `target/prove`, so that it can be stopped and go on.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::Arguments;
+use crate::counters::Counters;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Problems shown at once.
+const SHOWN_MAX: usize = 40;
+
+pub(crate) struct Progress {
+    path: PathBuf,
+    pub(crate) seed: u64,
+    /// Units that need not be done again.
+    pub(crate) done: u64,
+    /// Seconds of the runs before.
+    before: u64,
+    started: Instant,
+    told: Instant,
+    pub(crate) counters: Counters,
+    /// Of the program that runs, if it was built from the tree as it stands.
+    commit: String,
+}
+
+impl Progress {
+    pub(crate) fn open(proof: &str, arguments: &Arguments) -> Progress {
+        let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+        let dir = PathBuf::from(target).join("prove");
+        std::fs::create_dir_all(&dir).expect("a directory can be made");
+        let path = dir.join(proof);
+        if arguments.fresh {
+            std::fs::remove_file(&path).ok();
+        }
+        let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
+        let mut progress = Progress {
+            path,
+            seed: arguments.seed.unwrap_or(clock % 1_000_000),
+            done: 0,
+            before: 0,
+            started: Instant::now(),
+            told: Instant::now(),
+            counters: Counters::default(),
+            commit: run("git", &["describe", "--always", "--dirty"]),
+        };
+        progress.load();
+        println!(
+            "{proof}: seed {}, {} done before",
+            progress.seed, progress.done
+        );
+        progress
+    }
+
+    /// Lines of a number and a name.
+    fn load(&mut self) {
+        let Ok(text) = std::fs::read_to_string(&self.path) else {
+            return;
+        };
+        for line in text.lines() {
+            let (number, name) = line.trim().split_once(' ').expect("a number and a name");
+            let number = number.parse().expect("a number");
+            match name {
+                "SEED" => self.seed = number,
+                "DONE" => self.done = number,
+                "SECONDS" => self.before = number,
+                _ => self.counters.set(name.to_owned(), number),
+            }
+        }
+    }
+
+    pub(crate) fn save(&self) {
+        let (seed, done, seconds) = (self.seed, self.done, self.seconds());
+        let head = format!("{seed} SEED\n{done} DONE\n{seconds} SECONDS");
+        let kept = std::fs::write(&self.path, format!("{head}{}\n", self.counters));
+        kept.expect("progress can be kept");
+    }
+
+    fn seconds(&self) -> u64 {
+        self.before + self.started.elapsed().as_secs()
+    }
+
+    pub(crate) fn problems(&mut self, problems: &[String]) {
+        for problem in problems.iter().take(SHOWN_MAX) {
+            println!("PROBLEM {problem}");
+        }
+        if !problems.is_empty() {
+            self.counters.add("with problems");
+        }
+    }
+
+    /// A line a minute.
+    pub(crate) fn tick(&mut self, at: &str) {
+        if self.told.elapsed() < MINUTE {
+            return;
+        }
+        self.told = Instant::now();
+        let counters = self.counters.to_string().replace("\n", ",");
+        let counters: Vec<&str> = counters.split_whitespace().collect();
+        println!("{} s, {at}{}", self.seconds(), counters.join(" "));
+    }
+
+    /// Prints all counters and the row; false when something was wrong, or a seldom taken path was never taken.
+    pub(crate) fn end(self, proof: &str, what: &str, rare: &[&str]) -> bool {
+        self.save();
+        println!("{}", self.counters);
+        let never: Vec<&&str> = rare
+            .iter()
+            .filter(|name| self.counters.count(name) == 0)
+            .collect();
+        never.iter().for_each(|name| println!("NEVER {name}"));
+        let problems = self.counters.count("with problems");
+        let (day, commit) = (run("date", &["-u", "+%F"]), &self.commit);
+        let (seed, minutes) = (self.seed, self.seconds() / 60);
+        println!(
+            "| {day} | {commit} | {proof} | {seed} | {what} | {problems} with problems, {minutes} min |"
+        );
+        problems == 0 && never.is_empty()
+    }
+}
+
+/// What a program says, or nothing.
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = std::process::Command::new(program).args(arguments).output();
+    output.map_or_else(
+        |_| String::new(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
+}

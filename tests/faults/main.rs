@@ -1,0 +1,139 @@
+//! Input and output that fails, call by call.
+//!
+//! What it would catch: an acknowledged job that is lost, or a refused one that is stored, because a write, a sync, a truncation
+//! or a read failed in the wrong moment; an error without a kind that says what to do; a panic; a queue that hangs, that stays
+//! broken after the disk works again, or that forgets what a handler returned meanwhile; a phase that runs again although
+//! its completion was durable.
+//!
+//! A process (this binary again) runs real stepwell code with `shim.c` between it and the system. In each of fourteen scenarios
+//! the n-th call fails, n = 1, 2, ..., until the scenario needs no more: with EIO, with ENOSPC, after half a write; once, until the
+//! scenario is over, or until the process ends. Then the file is checked, what is left in it runs to its end, and all that was
+//! written down is compared with it, as for the kills.
+//!
+//! Here: all n of the three smallest scenarios, once, and a sample of the others. All of it: `cargo run --release --example prove -- io`.
+//!
+//! The same library writes down what a mixed load writes and syncs. Then the file is opened as it may be after a power cut: see
+//! `disk` for what may be. It opens, the check finds nothing, its log is a beginning of what the log became, and with
+//! `Durability::Full` everything is there that was acknowledged before the cut. The long form is `prove -- power`.
+//!
+//! `STEPWELL_FAULTS_SEED` sets the seed, which is printed.
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests that look at the clock, report their figures, and say loudly what they cannot do"
+)]
+
+#[path = "../kill9/counters.rs"]
+#[allow(dead_code, reason = "shared with other proofs")]
+mod counters;
+mod disk;
+#[path = "../kill9/history.rs"]
+#[allow(clippy::too_many_lines, reason = "the checker is a long list of cases")]
+mod history;
+mod io;
+#[path = "../kill9/journal.rs"]
+mod journal;
+#[path = "../kill9/load.rs"]
+#[allow(clippy::too_many_lines, reason = "the load is a long list of cases")]
+mod load;
+mod power;
+#[path = "../kill9/rounds.rs"]
+#[allow(dead_code, reason = "shared with the proof that kills")]
+mod rounds;
+mod scenario;
+mod shim;
+
+use std::time::{Duration, Instant};
+
+use counters::Counters;
+use io::{Bench, CHILD, Case, Sweep};
+use journal::Random;
+use power::Record;
+use scenario::{Ending, Scenario};
+use shim::{Fault, Shim};
+
+const SEED: &str = "STEPWELL_FAULTS_SEED";
+/// Images of power cuts.
+const IMAGES: u64 = 1200;
+/// One with each kind of load.
+const RECORDS: u64 = 4;
+/// How long the sample goes on.
+const SAMPLE: Duration = Duration::from_secs(12);
+
+#[test]
+fn no_failed_call_loses_a_job_or_repeats_what_was_done() {
+    if std::env::var(CHILD).is_ok() {
+        return;
+    }
+    let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
+    let seed = rounds::number(SEED).unwrap_or(clock % 1_000_000);
+    println!("{SEED}={seed}");
+    let Some(bench) = Bench::new() else { return };
+    let (mut counters, mut cases) = (Counters::default(), 0);
+    let mut run = |case: Case| {
+        cases += 1;
+        let ended = bench.run(case, &mut counters);
+        let problems = ended.problems.join("\n");
+        assert!(problems.is_empty(), "{SEED}={seed}\n{problems}");
+        ended
+    };
+    for mut sweep in Sweep::all().filter(is_small) {
+        while {
+            let ended = run(sweep.case);
+            sweep.step(&ended)
+        } {}
+    }
+    let others: Vec<Case> = Sweep::all().map(|sweep| sweep.case).collect();
+    let (mut random, started) = (Random::new(seed, 1), Instant::now());
+    while started.elapsed() < SAMPLE {
+        let mut case = *random.pick(&others).expect("there are cases");
+        // How many calls there are depends on the scenario: half of them have fewer than 60.
+        let most = if random.is(50) { 60 } else { 200 };
+        case.at = 1 + random.below(most);
+        run(case);
+    }
+    println!("{cases} cases: {counters}");
+}
+
+#[test]
+fn no_power_cut_loses_what_was_acknowledged() {
+    if std::env::var(CHILD).is_ok() {
+        return;
+    }
+    let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
+    let seed = rounds::number(SEED).unwrap_or(clock % 1_000_000);
+    println!("{SEED}={seed}");
+    rounds::silence_handlers();
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let Some(shim) = Shim::build(dir.path()) else {
+        return;
+    };
+    let mut counters = Counters::default();
+    for record in seed..seed + RECORDS {
+        let problems = Record::make(&shim, record).cut(IMAGES / RECORDS, &mut counters);
+        let problems = problems.join("\n");
+        assert!(problems.is_empty(), "{SEED}={seed}\n{problems}");
+    }
+    println!("{counters}");
+}
+
+/// What is run for every n here: few calls, and no waiting for a fault that lasts.
+fn is_small(sweep: &Sweep) -> bool {
+    let is_whole = match sweep.case.scenario {
+        Scenario::OnePhase => sweep.case.fault != Fault::Short,
+        Scenario::OpenNew | Scenario::OpenExisting => sweep.case.fault == Fault::Io,
+        _ => false,
+    };
+    is_whole && sweep.case.ending == Ending::Once
+}
+
+/// The other process. Returns at once when it is run as a test.
+#[test]
+fn the_process_with_the_shim() {
+    if let Ok(told) = std::env::var(CHILD) {
+        io::child(&told);
+    }
+}
