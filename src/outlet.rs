@@ -10,7 +10,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Result;
 use crate::store::Reader;
 use crate::store::outbox::Attempted;
 use crate::time::Clock;
@@ -43,4 +42,4 @@ pub(crate) struct Office {
 }
 
 /// Makes one, when the queue is opened.
-pub(crate) type OpenOutlet = Arc<dyn Fn(Office) -> Result<Arc<dyn Outlet>> + Send + Sync>;
+pub(crate) type OpenOutlet = Box<dyn FnOnce(Office) -> Arc<dyn Outlet>>;

@@ -264,6 +264,8 @@ fn outcomes(ops: &[Op]) -> (usize, Vec<JobId>) {
             | Op::SetPlan { .. }
             | Op::Recover(_)
             | Op::Prune(_)
+            | Op::Attempted(_)
+            | Op::Mail(_)
             | Op::Probe => {}
         }
     }

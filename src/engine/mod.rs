@@ -134,10 +134,13 @@ impl Engine {
             outlet: OnceLock::new(),
         });
         engine.prepare(predecessor.as_ref())?;
-        engine.start(wake)?;
-        if let Some(open_outlet) = open_outlet {
-            engine.open_outlet(&*open_outlet)?;
+        if let Some(open) = open_outlet {
+            engine.open_outlet(open)?;
         }
+        // Last: once there are threads, the engine goes only by a shutdown.
+        engine.start(wake)?;
+        // What waited in the file before.
+        engine.with_outlet(|outlet| outlet.look());
         Ok(engine)
     }
 
@@ -271,10 +274,7 @@ impl Engine {
         Ok(())
     }
 
-    fn open_outlet(
-        &self,
-        open: &(dyn Fn(Office) -> Result<Arc<dyn Outlet>> + Send + Sync),
-    ) -> Result<()> {
+    fn open_outlet(&self, open: OpenOutlet) -> Result<()> {
         let me = self.me.clone();
         let outlet = open(Office {
             reader: self.reader.clone(),
@@ -285,14 +285,12 @@ impl Engine {
                     engine.committer.post(Op::Attempted(attempted));
                 }
             }),
-        })?;
+        });
         let stepped = Arc::downgrade(&outlet);
         self.clock
             .on_step(move || stepped.upgrade().map(|outlet| outlet.look()).is_some());
         // The one that is there is this one.
         self.outlet.set(outlet).ok();
-        // What waited in the file before.
-        self.with_outlet(|outlet| outlet.look());
         Ok(())
     }
 

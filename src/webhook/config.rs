@@ -168,11 +168,9 @@ impl WebhookConfig {
 pub(crate) fn opener(config: WebhookConfig) -> Result<(Endpoints, OpenOutlet)> {
     config.validate()?;
     let endpoints = config.endpoints.clone();
-    let open: OpenOutlet = Arc::new(move |office| {
-        let config = config.clone();
+    let open: OpenOutlet = Box::new(move |office| {
         let sender = Sender::new(config.timeouts, config.allow_private, config.is_https_only);
-        let courier = Courier::new(office, sender, config.schedule, config.threads);
-        Ok(courier as Arc<dyn Outlet>)
+        Courier::new(office, sender, config.schedule, config.threads) as Arc<dyn Outlet>
     });
     Ok((endpoints, open))
 }
