@@ -41,6 +41,7 @@
 //! | look after them | [`JobQueue::get`], [`JobQueue::list`], [`JobQueue::explain`], [`JobQueue::stats`] |
 //! | change their course | [`JobQueue::cancel`], [`JobQueue::retry`], [`JobQueue::delete`], [`JobQueue::bulk`], [`JobQueue::pause`] |
 //! | follow what happens | [`JobQueue::subscribe`], [`JobQueue::on_event`], [`JobQueue::events_after`] |
+//! | tell other systems | [`webhook`], [`JobQueue::deliveries`], [`JobQueue::redeliver`] |
 //! | do so from another process | [`Client`] |
 //! | end well | [`JobQueue::shutdown`] |
 //! | test a program that uses it | [`JobQueue::in_memory`], [`testing`] |
