@@ -4,7 +4,8 @@
 //! - memory: resident set of a process with 4 workers, idle, and with 1,000,000 pending jobs in the file, in the process that
 //!   enqueued them and in one that opens it;
 //! - disk: bytes written and fsyncs for each job of a bulk of 60,000, durability full;
-//! - size: the smallest example, stripped, without default features and with all.
+//! - size: the smallest example, stripped, without default features and with all; with `STEPWELL_BENCH=long` also built with the
+//!   profile `small`.
 //!
 //! Linux only, apart from the size. fsyncs are counted by `strace` where there is one.
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use stepwell::{Builder, Durability, JobHandle, JobQueue, JobType, Phase};
-use support::{Place, bulk, drain, figure, noop, proc_number, settings};
+use support::{Place, bulk, drain, figure, is_long, noop, proc_number, settings};
 
 const ONE: Phase<Value> = Phase::new("one");
 const PENDING: usize = 1_000_000;
@@ -148,13 +149,14 @@ fn fsyncs(place: &Place) {
 
 /// Builds an example as a user would who cares for its size, and measures it.
 #[allow(clippy::cast_precision_loss, reason = "small numbers")]
-fn size(features: &str, name: &str) {
+fn size(profile: &str, features: &str, name: &str) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .args([
             "rustc",
             "--quiet",
-            "--release",
+            "--profile",
+            profile,
             "--example",
             EXAMPLE,
             features,
@@ -165,7 +167,7 @@ fn size(features: &str, name: &str) {
     assert!(built.is_ok_and(|status| status.success()), "does not build");
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let target = target.parent().expect("the build directory");
-    let program = target.join("release/examples").join(EXAMPLE);
+    let program = target.join(profile).join("examples").join(EXAMPLE);
     let bytes = std::fs::metadata(program).expect("was built").len();
     figure(name, bytes as f64 / 1e6, "MB");
 }
@@ -202,6 +204,15 @@ fn main() {
     in_a_process_of_its_own("opened", &million);
     in_a_process_of_its_own("disk", &Place::new());
     fsyncs(&Place::new());
-    size("--no-default-features", "stripped_no_default_features");
-    size("--all-features", "stripped_all_features");
+    size(
+        "release",
+        "--no-default-features",
+        "stripped_no_default_features",
+    );
+    size("release", "--all-features", "stripped_all_features");
+    if is_long() {
+        // SQLite is built anew.
+        let name = "stripped_no_default_features_profile_small";
+        size("small", "--no-default-features", name);
+    }
 }
