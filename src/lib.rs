@@ -42,6 +42,7 @@
 //! | change their course | [`JobQueue::cancel`], [`JobQueue::retry`], [`JobQueue::delete`], [`JobQueue::bulk`], [`JobQueue::pause`] |
 //! | follow what happens | [`JobQueue::subscribe`], [`JobQueue::on_event`], [`JobQueue::events_after`] |
 //! | do so from another process | [`Client`] |
+//! | look at it in a browser, or over HTTP | `HttpConfig` (feature `http`) |
 //! | end well | [`JobQueue::shutdown`] |
 //! | test a program that uses it | [`JobQueue::in_memory`], [`testing`] |
 //!
@@ -89,6 +90,8 @@ mod error;
 mod event;
 mod explain;
 mod handle;
+#[cfg(feature = "http")]
+mod http;
 mod job;
 mod json;
 mod listener;
@@ -116,6 +119,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, EventKind, Seq};
 pub use explain::{Explanation, Hindrance, Stats};
 pub use handle::JobHandle;
+#[cfg(feature = "http")]
+pub use http::config::HttpConfig;
 pub use job::{
     BulkAction, CancelOutcome, ErrorCause, Interruption, InterruptionReason, Job, JobError, JobId,
     JobStatus, JobSummary, PhaseName, PhaseRecord, PhaseStatus, RetryFrom,

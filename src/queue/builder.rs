@@ -12,6 +12,8 @@ use crate::config::{Config, Durability, Location, Retention};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::handle::{JobHandle, Slot};
+#[cfg(feature = "http")]
+use crate::http::config::HttpConfig;
 use crate::phase::{JobType, Registry};
 use crate::queue::JobQueue;
 use crate::time::{Clock, FakeClock};
@@ -22,6 +24,8 @@ pub struct Builder {
     registry: Registry,
     clock: Option<Clock>,
     slot: Slot,
+    #[cfg(feature = "http")]
+    http: Option<HttpConfig>,
     /// The first thing that was wrong; `open` tells it.
     problem: Option<Error>,
 }
@@ -41,6 +45,8 @@ impl Builder {
             registry: Registry::default(),
             clock: None,
             slot: Arc::new(OnceLock::new()),
+            #[cfg(feature = "http")]
+            http: None,
             problem: None,
         }
     }
@@ -130,6 +136,15 @@ impl Builder {
         self
     }
 
+    /// Serves the queue over HTTP: live events, a dashboard, an API and metrics. What is wrong with the settings is told by
+    /// [`open`](Builder::open). Defaults to not.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub fn http(mut self, http: HttpConfig) -> Builder {
+        self.http = Some(http);
+        self
+    }
+
     /// Time as a test says. Defaults to the system's clock.
     #[must_use]
     pub fn clock(mut self, clock: &FakeClock) -> Builder {
@@ -146,11 +161,21 @@ impl Builder {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
+        #[cfg(feature = "http")]
+        if let Some(http) = &self.http {
+            http.validate()?;
+        }
         let clock = self.clock.unwrap_or_else(Clock::system);
         let engine = Engine::open(self.config, self.registry, clock)?;
         // A builder opens once: it is consumed here.
         self.slot.set(Arc::downgrade(&engine)).ok();
-        Ok(JobQueue::new(engine))
+        let queue = JobQueue::new(engine);
+        #[cfg(feature = "http")]
+        if let Some(http) = &self.http {
+            // Without it the queue is dropped, and so shut down.
+            queue.serve(http)?;
+        }
+        Ok(queue)
     }
 }
 
