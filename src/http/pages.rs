@@ -24,8 +24,8 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
-    "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+    "4U9mZCQ3cktMlBIJyEdDnrxDUb+/3v8V4swNIyBRcws=",
+    "zEP9Mnxw9EoQRCkIu+TlSB/soNrfMwnnRv3Zgcn7vBw="
 );
 const SIGN_IN_POLICY: &str = policy!(
     "i6yX7vyOhyMbXOeFTfhQLezb1a7TnMaQxd1BwIPZP/8=",
@@ -144,7 +144,7 @@ mod tests {
             "@import",
             "url(",
             "style=\"",
-            "onclick",
+            " onclick=",
             "innerHTML",
         ] {
             let found = DASHBOARD

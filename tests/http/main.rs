@@ -7,6 +7,7 @@
 )]
 
 mod api;
+mod browser;
 mod gate;
 mod resume;
 mod security;
