@@ -24,8 +24,8 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "4U9mZCQ3cktMlBIJyEdDnrxDUb+/3v8V4swNIyBRcws=",
-    "zEP9Mnxw9EoQRCkIu+TlSB/soNrfMwnnRv3Zgcn7vBw="
+    "FuL7Bq0kvX12MeFNo7KnkPXFEFs/54kTt5YL6w1pPNQ=",
+    "fyjwpFA9FmB3VUVZG296d+gW6u1Vk1Hxt+9p3Zo0x50="
 );
 const SIGN_IN_POLICY: &str = policy!(
     "i6yX7vyOhyMbXOeFTfhQLezb1a7TnMaQxd1BwIPZP/8=",

@@ -56,8 +56,9 @@ try {
   await badge("running");
   await page.locator("summary", { hasText: "fetch" }).click();
   await page.getByText('"rows": 1000').waitFor();
-  const before = await page.locator("svg.timeline rect").last().getAttribute("width");
-  await page.waitForFunction(before => [...document.querySelectorAll("svg.timeline rect")].pop().getAttribute("width") !== before || true, before);
+  const ticking = () => page.locator("svg.timeline text").last().textContent();
+  const before = await ticking();
+  await page.waitForFunction(before => [...document.querySelectorAll("svg.timeline text")].pop().textContent !== before, before);
   await enqueue({ n: "more" });
   await page.waitForFunction(() => document.querySelector("details[open] pre"));
   assert.ok(await page.getByText('"rows": 1000').isVisible(), "the result is still open");
@@ -82,6 +83,7 @@ try {
   await page.getByText("the queue is paused", { exact: true }).waitFor();
   await confirmed("Resume queue", "Resume");
   await badge("completed");
+  await page.locator("#paused").waitFor({ state: "hidden" });
   say("pause, why it waits, resume");
 
   // Failed jobs by error, and retried together.
@@ -131,6 +133,7 @@ try {
   await picture("dark-job");
   await page.emulateMedia({ colorScheme: "light" });
   await page.setViewportSize({ width: 390, height: 780 });
+  await page.waitForFunction(() => document.querySelector("svg.timeline").viewBox.baseVal.width < 390);
   await picture("phone-job");
   await open("#/jobs");
   await page.locator("[data-row]").first().waitFor();
