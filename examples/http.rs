@@ -1,5 +1,6 @@
 //! A queue that is served over HTTP: dashboard, API and live events. `cargo run --features http --example http`; with the
 //! argument `stay` it stays up, to be looked at in a browser.
+#![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -7,7 +7,7 @@
 //! | 3 flags | + 100 ms | handlers that are still inside are told to stop |
 //! | 4 fence | | those that did not are cut off: their jobs are pending, the interruption is recorded |
 //! | 5 write | | the committer writes what is left and ends |
-//! | 6 outlets | + 50 ms, 2 s at most | event streams end after a whole event |
+//! | 6 outlets | + 50 ms, 1 s at most | event streams end after a whole event |
 //! | 7 listeners | + 50 ms | they hear the rest |
 //! | 8 close | | the log is folded back, the store closed, the file let go |
 //!

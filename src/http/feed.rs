@@ -27,12 +27,17 @@ const PAST_WANTED: usize = 256;
 const PAST_PIECES: usize = 8;
 /// Changes of a job that its own stream replays.
 const JOB_CHANGES_MAX: usize = 1000;
-/// A round is followed by a rest of this many times its cost: 5 % of a processor for what is new ...
-const REST_LIVE: u32 = 19;
+/// A round is followed by a rest of this many times its cost: 10 % of a processor for what is new ...
+const REST_LIVE: u32 = 9;
+/// ... and 2 % while more events are written than a round takes: then the processors are for jobs, and streams catch up later.
+const REST_BUSY: u32 = 49;
+/// A round is one of a busy queue when this many events were written since the one before.
+const EVENTS_BUSY: Seq = 1000;
+const REST_BUSY_MAX: Duration = Duration::from_secs(2);
 /// ... and 25 % for the past.
 const REST_PAST: u32 = 3;
-/// No rest is longer: half of what an event may take to its readers.
-const REST_MAX: Duration = Duration::from_millis(50);
+/// No rest is longer: a quarter of what an event may take to its readers.
+const REST_MAX: Duration = Duration::from_millis(25);
 /// After an error of the store.
 const REST_FAILED: Duration = Duration::from_secs(1);
 
@@ -111,7 +116,6 @@ impl Feed {
 
     /// The thread that fills the ring.
     pub(super) fn run(&self, tell: &dyn Fn(News)) {
-        let bus = &self.engine.bus;
         while self.wait_for_streams() {
             let Ok(head) = self.engine.reader.head() else {
                 if self.rest(REST_FAILED) {
@@ -120,31 +124,46 @@ impl Feed {
                 continue;
             };
             self.ring.lock().restart(head.seq);
-            let (_, mut seen) = bus.progress_after(u64::MAX);
             // Streams that were there before the ring was may be waiting for it.
             tell(News::More);
-            while self.demand.lock().streams > 0 {
-                let head = self.ring.lock().head();
-                if bus.wait(head, seen, None) == Heard::Closed {
-                    return;
-                }
-                let started = monotonic();
-                let rest = match self.round(head, &mut seen) {
-                    Ok(true) => {
-                        tell(News::More);
-                        self.rest_after(started, REST_LIVE)
-                    }
-                    // The bell rang for what cannot be read yet.
-                    Ok(false) => REST_MAX,
-                    Err(error) if error.kind() == ErrorKind::Closed => return,
-                    Err(error) => {
-                        log::warn!("the event streams wait, the log cannot be read: {error}");
-                        REST_FAILED
-                    }
-                };
-                self.rest(rest);
+            if !self.follow(head.seq, tell) {
+                return;
             }
         }
+    }
+
+    /// Fills the ring while there are streams. False when nothing will come any more.
+    fn follow(&self, mut newest: Seq, tell: &dyn Fn(News)) -> bool {
+        let bus = &self.engine.bus;
+        let (_, mut seen) = bus.progress_after(u64::MAX);
+        while self.demand.lock().streams > 0 {
+            let head = self.ring.lock().head();
+            if bus.wait(head, seen, None) == Heard::Closed {
+                return false;
+            }
+            let started = monotonic();
+            let rest = match self.round(head, &mut seen) {
+                Ok(true) => {
+                    tell(News::More);
+                    let before = newest;
+                    newest = self.newest(before);
+                    self.rest_after(started, newest - before >= EVENTS_BUSY)
+                }
+                // The bell rang for what cannot be read yet.
+                Ok(false) => REST_MAX,
+                Err(error) if error.kind() == ErrorKind::Closed => return false,
+                Err(error) => {
+                    log::warn!("the event streams wait, the log cannot be read: {error}");
+                    REST_FAILED
+                }
+            };
+            self.rest(rest);
+        }
+        true
+    }
+
+    fn newest(&self, known: Seq) -> Seq {
+        self.engine.reader.head().map_or(known, |head| head.seq)
     }
 
     /// Waits until there are streams. False when there will be none.
@@ -272,10 +291,14 @@ impl Feed {
         })
     }
 
-    fn rest_after(&self, started: Instant, times: u32) -> Duration {
+    fn rest_after(&self, started: Instant, is_busy: bool) -> Duration {
         let fan_out = Duration::from_micros(self.fan_out_us.load(Ordering::Relaxed));
         let cost = started.elapsed() + fan_out;
-        cost.saturating_mul(times).min(REST_MAX)
+        if is_busy {
+            cost.saturating_mul(REST_BUSY).min(REST_BUSY_MAX)
+        } else {
+            cost.saturating_mul(REST_LIVE).min(REST_MAX)
+        }
     }
 
     /// True when it is closed, which cuts every rest short.

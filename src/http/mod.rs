@@ -48,7 +48,7 @@ use router::{Reply, Site};
 use server::{Backend, HANDLERS, Request};
 
 /// Streams have this long to take their last events.
-const CLOSE_MAX: Duration = Duration::from_secs(2);
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// And this long at least, when the shutdown has no time left.
 const CLOSE_MIN: Duration = Duration::from_millis(50);
 

@@ -118,10 +118,16 @@ impl Backend {
         self.sent.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Requests that were sent and not received.
+    pub(super) fn on_the_way(&self) -> usize {
+        let (sent, received) = (&self.sent, &self.received);
+        sent.load(Ordering::Relaxed)
+            .saturating_sub(received.load(Ordering::Relaxed))
+    }
+
     /// A request has no answer for long. When handlers wait and it has reached none, the server is dead.
     pub(super) fn look(&self) {
-        let lost = self.sent.load(Ordering::Relaxed) > self.received.load(Ordering::Relaxed);
-        if lost && self.idle.load(Ordering::Relaxed) == HANDLERS {
+        if self.on_the_way() > 0 && self.idle.load(Ordering::Relaxed) == HANDLERS {
             log::warn!("the HTTP server has stopped taking requests and is started again");
             let current = self.state.lock().server.clone();
             self.replace(current.as_ref());

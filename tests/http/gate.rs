@@ -213,3 +213,72 @@ fn clients_that_go_away_at_any_moment_leave_nothing_behind() {
             && metrics.contains("stepwell_http_connections 1\n")
     });
 }
+
+const FEW: &str = "STEPWELL_HTTP_FEW_DESCRIPTORS";
+
+/// In the other process: a server that may open few files. An ordinary run does nothing here.
+#[test]
+fn in_another_process() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if std::env::var_os(FEW).is_none() {
+        return;
+    }
+    let served = Served::new();
+    let few = Rlimit {
+        current: Some(48),
+        maximum: Some(48),
+    };
+    setrlimit(Resource::Nofile, few).unwrap();
+    println!("> {}", served.addr);
+    // Until the parent has ended.
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_server_that_runs_out_of_descriptors_goes_on() {
+    use std::io::BufRead;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "gate::in_another_process",
+            "--nocapture",
+            "--quiet",
+        ])
+        .env(FEW, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    let addr = lines
+        .find_map(|line| line.strip_prefix("> ").map(str::to_owned))
+        .unwrap();
+    let addr = addr.parse().unwrap();
+    let health = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for _ in 0..3 {
+        let idle: Vec<_> = (0..100).map(|_| connect(addr)).collect();
+        assert_eq!(raw(addr, health).status, 200, "idle ones make room");
+        let events = "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut streams: Vec<_> = (0..60)
+            .map(|_| crate::support::Stream::asked(addr, events))
+            .collect();
+        drop(idle);
+        // As many as there are descriptors for are served; the others are told, or wait.
+        let mut byte = [0];
+        streams[0].read_exact(&mut byte).unwrap();
+        drop(streams);
+        until("it serves again", || {
+            let mut socket = connect(addr);
+            socket.write_all(health.as_bytes()).unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200")
+        });
+    }
+    drop(child.stdin.take());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

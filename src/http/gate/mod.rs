@@ -168,7 +168,11 @@ impl Gate {
         let mut events = Events::with_capacity(256);
         while !self.is_done() {
             let now = monotonic();
-            let timeout = self.deadline().map(|at| at.saturating_duration_since(now));
+            let timeout = if self.orphans.is_empty() {
+                self.deadline().map(|at| at.saturating_duration_since(now))
+            } else {
+                Some(Duration::ZERO)
+            };
             if let Err(error) = self.poll.poll(&mut events, timeout) {
                 if error.kind() == io::ErrorKind::Interrupted {
                     continue;
@@ -304,6 +308,13 @@ impl Gate {
                         self.evict();
                     }
                     self.hold(socket);
+                    // The last descriptors are not for connections: no request could be answered without them.
+                    while self.spare().is_err() {
+                        if !self.evict() {
+                            self.accept_again = Some(monotonic() + ACCEPT_AGAIN);
+                            return;
+                        }
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error)
@@ -439,12 +450,20 @@ impl Gate {
         }
     }
 
-    fn connect(&self) -> io::Result<std::net::TcpStream> {
-        let mut spare = Vec::with_capacity(DESCRIPTORS_NEEDED);
-        for _ in 0..DESCRIPTORS_NEEDED {
-            spare.push(self.probe.try_clone()?);
+    /// Whether there are descriptors for one more request, and for those on their way into tiny_http.
+    fn spare(&self) -> io::Result<()> {
+        let count = DESCRIPTORS_NEEDED * (1 + self.backend.on_the_way());
+        let spare: io::Result<Vec<_>> = (0..count).map(|_| self.probe.try_clone()).collect();
+        spare.map(|_| ())
+    }
+
+    fn connect(&mut self) -> io::Result<std::net::TcpStream> {
+        // Who has asked for nothing yet makes room for who has.
+        while let Err(error) = self.spare() {
+            if !self.evict() {
+                return Err(error);
+            }
         }
-        drop(spare);
         let addr = self.backend.addr().ok_or(io::ErrorKind::NotConnected)?;
         let socket = std::net::TcpStream::connect(addr)?;
         socket.set_nonblocking(true)?;
