@@ -1,4 +1,4 @@
-//! What is known of a queue and its jobs: counts, and why a job is not running. L4.
+//! What is known of a queue and its jobs: counts, and why a job is not running. L3.
 
 use std::fmt;
 

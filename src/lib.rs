@@ -43,6 +43,7 @@
 //! | follow what happens | [`JobQueue::subscribe`], [`JobQueue::on_event`], [`JobQueue::events_after`] |
 //! | tell other systems | [`webhook`], [`JobQueue::deliveries`], [`JobQueue::redeliver`] |
 //! | do so from another process | [`Client`] |
+//! | look at it in a browser, or over HTTP | `HttpConfig` (feature `http`) |
 //! | end well | [`JobQueue::shutdown`] |
 //! | test a program that uses it | [`JobQueue::in_memory`], [`testing`] |
 //!
@@ -91,6 +92,8 @@ mod error;
 mod event;
 mod explain;
 mod handle;
+#[cfg(feature = "http")]
+mod http;
 mod job;
 mod json;
 mod listener;
@@ -123,6 +126,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, EventKind, Seq};
 pub use explain::{Explanation, Hindrance, Stats};
 pub use handle::JobHandle;
+#[cfg(feature = "http")]
+pub use http::config::HttpConfig;
 pub use job::{
     BulkAction, CancelOutcome, ErrorCause, Interruption, InterruptionReason, Job, JobError, JobId,
     JobStatus, JobSummary, PhaseName, PhaseRecord, PhaseStatus, RetryFrom,

@@ -7,8 +7,9 @@
 //! | 3 flags | + 100 ms | handlers that are still inside are told to stop |
 //! | 4 fence | | those that did not are cut off: their jobs are pending, the interruption is recorded |
 //! | 5 write | | the committer writes what is left and ends |
-//! | 6 listeners | + 50 ms | they hear the rest |
-//! | 7 close | | the log is folded back, the store closed, the file let go |
+//! | 6 outlets | + 50 ms, 1 s at most | event streams end after a whole event |
+//! | 7 listeners | + 50 ms | they hear the rest |
+//! | 8 close | | the log is folded back, the store closed, the file let go |
 //!
 //! A timeout shortens the waits and skips no step. All of it runs on a thread of its own, so that a handler or a callback may
 //! ask for it and nobody joins himself; who asked waits for the report, and no longer than the deadline and 250 ms: a disk
@@ -72,11 +73,18 @@ impl Asker {
     }
 }
 
+/// Brings the log to readers outside of the process.
+pub(crate) trait Outlet: Send + Sync {
+    /// Ends what it serves. Everything is in the log, and the bus is closed. By `deadline`, or as soon as it can.
+    fn close(&self, deadline: Instant);
+}
+
 /// The one shutdown of a queue, for everyone who asks for it.
 #[derive(Default)]
 pub(crate) struct Shutdown {
     state: Mutex<State>,
     bell: Condvar,
+    outlets: Mutex<Vec<Arc<dyn Outlet>>>,
 }
 
 #[derive(Default)]
@@ -122,6 +130,15 @@ impl Shutdown {
             }
             self.bell.wait_for(&mut state, left);
         }
+    }
+
+    /// An outlet to close before the store is.
+    #[cfg_attr(
+        not(feature = "http"),
+        allow(dead_code, reason = "HTTP is the only outlet")
+    )]
+    pub(crate) fn add(&self, outlet: Arc<dyn Outlet>) {
+        self.outlets.lock().push(outlet);
     }
 
     /// What a shutdown did, once it is done.
@@ -190,6 +207,10 @@ impl Shutdown {
         engine.stop_threads();
         report.handlers_left = engine.pool.join(|| engine.live.inside_count());
         engine.bus.close();
+        for outlet in std::mem::take(&mut *self.outlets.lock()) {
+            let deadline = self.state.lock().deadline;
+            outlet.close(deadline.unwrap_or(started));
+        }
         // A callback that has asked for the end chose to hear no more.
         report.listeners_cut =
             asked_by != Asker::Callback && !listeners.join(|| self.is_over(LISTEN_GRACE));

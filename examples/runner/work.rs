@@ -7,6 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+#[cfg(feature = "http")]
+use stepwell::HttpConfig;
 use stepwell::webhook::WebhookConfig;
 use stepwell::{
     Client, ErrorKind, Event, EventKind, JobId, JobQueue, JobStatus, JobType, ListFilter, Notice,
@@ -91,10 +93,11 @@ pub fn run(db: &Path, file: &str, options: &RunOptions, out: &mut Output) -> Res
 
 impl Worker {
     fn open(db: &Path, options: &RunOptions) -> Result<Worker> {
+        #[cfg(not(feature = "http"))]
         if let Some(addr) = &options.http {
-            return Err(Failure::usage(format!(
-                "--http {addr}: this version serves no HTTP yet"
-            )));
+            let problem =
+                format!("--http {addr}: this runner was built without it: add --features http");
+            return Err(Failure::usage(problem));
         }
         // Somebody else's logger would do as well.
         if log::set_logger(&Warnings).is_ok() {
@@ -116,6 +119,10 @@ impl Worker {
             if let Some(workers) = options.workers {
                 builder = builder.workers(workers.into());
             }
+            #[cfg(feature = "http")]
+            if let Some(addr) = &options.http {
+                builder = builder.http(HttpConfig::new(addr));
+            }
             builder.register(JobType::planned(
                 JOB_TYPE,
                 |pipeline: &Pipeline| Ok(pipeline.plan()),
@@ -124,6 +131,10 @@ impl Worker {
             builder.open()
         };
         let queue = when_free(open)?;
+        #[cfg(feature = "http")]
+        if let Some(addr) = queue.http_addr() {
+            remark(&format!("serving http://{addr}/"));
+        }
         Ok(Worker {
             queue,
             groups,

@@ -12,6 +12,8 @@ use crate::config::{Config, Durability, Location, Retention};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::handle::{JobHandle, Slot};
+#[cfg(feature = "http")]
+use crate::http::config::HttpConfig;
 use crate::outlet::OpenOutlet;
 use crate::phase::{JobType, Registry};
 use crate::queue::JobQueue;
@@ -25,6 +27,8 @@ pub struct Builder {
     slot: Slot,
     #[cfg(feature = "webhook")]
     webhooks: Option<crate::webhook::WebhookConfig>,
+    #[cfg(feature = "http")]
+    http: Option<HttpConfig>,
     /// The first thing that was wrong; `open` tells it.
     problem: Option<Error>,
 }
@@ -46,6 +50,8 @@ impl Builder {
             slot: Arc::new(OnceLock::new()),
             #[cfg(feature = "webhook")]
             webhooks: None,
+            #[cfg(feature = "http")]
+            http: None,
             problem: None,
         }
     }
@@ -144,6 +150,15 @@ impl Builder {
         self
     }
 
+    /// Serves the queue over HTTP: live events, a dashboard, an API and metrics. What is wrong with the settings is told by
+    /// [`open`](Builder::open). Defaults to not.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub fn http(mut self, http: HttpConfig) -> Builder {
+        self.http = Some(http);
+        self
+    }
+
     /// Time as a test says. Defaults to the system's clock.
     #[must_use]
     pub fn clock(mut self, clock: &FakeClock) -> Builder {
@@ -160,12 +175,22 @@ impl Builder {
         if let Some(problem) = self.problem.take() {
             return Err(problem);
         }
+        #[cfg(feature = "http")]
+        if let Some(http) = &self.http {
+            http.validate()?;
+        }
         let outlet = self.outlet()?;
         let clock = self.clock.unwrap_or_else(Clock::system);
         let engine = Engine::open(self.config, self.registry, clock, outlet)?;
         // A builder opens once: it is consumed here.
         self.slot.set(Arc::downgrade(&engine)).ok();
-        Ok(JobQueue::new(engine))
+        let queue = JobQueue::new(engine);
+        #[cfg(feature = "http")]
+        if let Some(http) = &self.http {
+            // Without it the queue is dropped, and so shut down.
+            queue.serve(http)?;
+        }
+        Ok(queue)
     }
 
     /// Who sends deliveries.

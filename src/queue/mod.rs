@@ -16,6 +16,8 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::event::{Event, Seq};
 use crate::explain::{self, Explanation, Stats};
+#[cfg(feature = "http")]
+use crate::http::{Http, config::HttpConfig};
 use crate::job::{BulkAction, CancelOutcome, Job, JobId, JobStatus, RetryFrom};
 use crate::listener::{Listeners, Subscription};
 use crate::new_job::{Enqueued, NewJob};
@@ -34,6 +36,8 @@ struct Inner {
     engine: Arc<Engine>,
     listeners: Arc<Listeners>,
     shutdown: Arc<Shutdown>,
+    #[cfg(feature = "http")]
+    http: std::sync::OnceLock<Arc<Http>>,
 }
 
 /// Whether the queue can do its work.
@@ -73,7 +77,25 @@ impl JobQueue {
             engine,
             listeners: Arc::default(),
             shutdown: Arc::default(),
+            #[cfg(feature = "http")]
+            http: std::sync::OnceLock::new(),
         }))
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn serve(&self, config: &HttpConfig) -> Result<()> {
+        let http = Arc::new(Http::start(&self.0.engine, config)?);
+        self.0.shutdown.add(http.clone());
+        // A queue is opened once.
+        self.0.http.set(http).ok();
+        Ok(())
+    }
+
+    /// Where it is served over HTTP: the address that was bound, with the port that the system has chosen.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub fn http_addr(&self) -> Option<std::net::SocketAddr> {
+        self.0.http.get().map(|http| http.addr)
     }
 
     /// Enqueues a job of `job_type`, to be run as soon as possible; it is on disk when this returns. The type need not be

@@ -22,8 +22,8 @@ const LAYERS: [&str; 5] = [
     "config delivery error event job json new_job phase retry time",
     "sync transition",
     "store",
-    "bus committer engine http listener live outbox outlet owner pool requests retention runner scheduler shutdown webhook",
-    "client explain handle lib queue testing",
+    "bus committer engine explain http listener live outbox outlet owner pool requests retention runner scheduler shutdown webhook",
+    "client handle lib queue testing",
 ];
 const LAYER_UNLISTED: usize = 3;
 /// Every layer may use it, and it alone names locks and threads.

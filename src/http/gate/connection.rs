@@ -1,0 +1,448 @@
+//! One connection of the gate: its state, and its deadlines. L3.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use crate::http::answer;
+use crate::http::feed::{Ask, Past};
+use crate::http::head::{self, BODY_BYTES_MAX, HEAD_BYTES_MAX, Head, Parsed};
+use crate::http::ring::Ring;
+use crate::http::stream::Stream;
+use crate::sync::Mutex;
+use crate::time::monotonic;
+
+/// For a whole request to come in, however it drips.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// For a place at the backend.
+const WAITING_TIME: Duration = Duration::from_secs(30);
+/// The backend has had a request for so long: is it still there?
+const LOOK_TIME: Duration = Duration::from_secs(2);
+/// For an answer to begin: a commit on a slow disk, a bulk of a million jobs.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// For a client to take anything of what is there for it.
+const STALL_TIME: Duration = Duration::from_secs(10);
+/// Silence of a stream before it beats.
+const BEAT_TIME: Duration = Duration::from_secs(15);
+/// For a client to read our last words before it gets a reset for what we did not read.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+/// What of an answer waits here; the rest waits in the kernel and in the handler.
+const ANSWER_MAX: usize = 256 * 1024;
+
+enum State {
+    /// The request is not whole.
+    Reading {
+        bytes: Vec<u8>,
+        head: Option<Head>,
+    },
+    /// Whole; waits for its turn.
+    Waiting {
+        head: Head,
+        body: Vec<u8>,
+    },
+    /// The backend has it.
+    Relaying(Relay),
+    Streaming(Box<Stream>),
+    /// Last words of our own.
+    Leaving {
+        out: Vec<u8>,
+        sent: usize,
+    },
+    /// Everything is said; reads what the client still sends.
+    Lingering,
+}
+
+struct Relay {
+    backend: TcpStream,
+    request: Vec<u8>,
+    sent: usize,
+    answer: Vec<u8>,
+    given: usize,
+    has_begun: bool,
+    is_whole: bool,
+    was_looked_after: bool,
+}
+
+pub(super) struct Connection {
+    pub(super) id: u64,
+    pub(super) deadline: Instant,
+    pub(super) is_http_10: bool,
+    socket: TcpStream,
+    state: State,
+    /// There is no time to linger.
+    is_closing: bool,
+}
+
+/// What comes next for a connection that has done what it could.
+pub(super) enum Next {
+    Wait,
+    Admit,
+    Ask(Ask),
+    /// The backend has gone without an answer: it was dropped, or has become a stream, which the inbox tells.
+    Orphaned,
+    Drop,
+}
+
+/// How far reading or writing came.
+enum Io {
+    Blocked,
+    Ended,
+    Full,
+}
+
+/// Reads until the socket has no more, the buffer is full, or the other side has ended.
+fn read(socket: &mut TcpStream, into: &mut Vec<u8>, max: usize) -> io::Result<Io> {
+    let mut piece = [0; 8192];
+    while into.len() < max {
+        let room = piece.len().min(max - into.len());
+        match socket.read(&mut piece[..room]) {
+            Ok(0) => return Ok(Io::Ended),
+            Ok(n) => into.extend_from_slice(&piece[..n]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Io::Blocked),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Io::Full)
+}
+
+/// Writes as much as the socket takes; answers how much.
+fn write(socket: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match socket.write(&bytes[sent..]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => sent += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sent)
+}
+
+impl Connection {
+    pub(super) fn new(id: u64, socket: TcpStream) -> Connection {
+        Connection {
+            id,
+            deadline: monotonic() + REQUEST_TIME,
+            is_http_10: false,
+            socket,
+            state: State::Reading {
+                bytes: Vec::new(),
+                head: None,
+            },
+            is_closing: false,
+        }
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.state, State::Streaming(_))
+    }
+
+    pub(super) fn is_relaying(&self) -> bool {
+        matches!(self.state, State::Relaying(_))
+    }
+
+    /// Nothing is lost with it: it has not said what it wants, or was told everything.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Reading { .. } | State::Lingering)
+    }
+
+    pub(super) fn is_unanswered(&self) -> bool {
+        matches!(&self.state, State::Relaying(relay) if !relay.has_begun)
+    }
+
+    pub(super) fn deregister(&mut self, registry: &Registry) {
+        // It is closed in a moment, which deregisters it for good.
+        registry.deregister(&mut self.socket).ok();
+    }
+
+    // ---- changes of state ----
+
+    /// Hands the request to the backend.
+    pub(super) fn relay(
+        &mut self,
+        backend: std::net::TcpStream,
+        key: &str,
+        token: Token,
+        registry: &Registry,
+    ) -> io::Result<()> {
+        let State::Waiting { head, body } = &mut self.state else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let mut request = head.rewritten(key);
+        request.append(body);
+        let mut backend = TcpStream::from_std(backend);
+        registry.register(&mut backend, token, Interest::READABLE | Interest::WRITABLE)?;
+        self.state = State::Relaying(Relay {
+            backend,
+            request,
+            sent: 0,
+            answer: Vec::new(),
+            given: 0,
+            has_begun: false,
+            is_whole: false,
+            was_looked_after: false,
+        });
+        self.deadline = monotonic() + LOOK_TIME;
+        Ok(())
+    }
+
+    /// The backend is done with it. False when it had nothing to do with it.
+    pub(super) fn stop_relaying(&mut self, registry: &Registry) -> bool {
+        let State::Relaying(relay) = &mut self.state else {
+            return false;
+        };
+        registry.deregister(&mut relay.backend).ok();
+        self.state = State::Lingering;
+        true
+    }
+
+    /// What became of the request, nobody knows. False when it has an answer, or is a stream.
+    pub(super) fn disown(&mut self, registry: &Registry) -> bool {
+        let is_orphan = self.is_unanswered() && self.stop_relaying(registry);
+        if is_orphan {
+            self.refuse(503, "the request was dropped: try again");
+        }
+        is_orphan
+    }
+
+    pub(super) fn begin(&mut self, stream: Stream) {
+        self.state = State::Streaming(Box::new(stream));
+        self.deadline = monotonic() + STALL_TIME;
+    }
+
+    pub(super) fn hear(&mut self, file_id: &str, past: Past) {
+        if let State::Streaming(stream) = &mut self.state {
+            stream.hear(file_id, past);
+        }
+    }
+
+    /// Sends these last words.
+    pub(super) fn leave(&mut self, out: Vec<u8>) {
+        self.state = State::Leaving { out, sent: 0 };
+        self.deadline = monotonic() + STALL_TIME;
+    }
+
+    pub(super) fn refuse(&mut self, status: u16, why: &str) {
+        self.leave(answer::problem(status, why).into_bytes(false));
+    }
+
+    /// The queue closes.
+    pub(super) fn close(&mut self, ring: &Ring, until: Instant) {
+        self.is_closing = true;
+        match &mut self.state {
+            State::Streaming(stream) => {
+                stream.fill(ring);
+                stream.end();
+            }
+            State::Reading { .. } | State::Lingering => self.deadline = monotonic(),
+            State::Waiting { .. } => self.refuse(503, "the queue shuts down"),
+            State::Relaying(_) | State::Leaving { .. } => {}
+        }
+        self.deadline = self.deadline.min(until);
+    }
+
+    // ---- work ----
+
+    /// Does what can be done without waiting.
+    pub(super) fn drive(&mut self, ring: &Mutex<Ring>, registry: &Registry) -> Next {
+        loop {
+            let done = match &mut self.state {
+                State::Reading { .. } => self.read_request(),
+                State::Waiting { .. } => return Next::Wait,
+                State::Relaying(_) => self.give_answer(registry),
+                State::Streaming(_) => self.give_events(ring),
+                State::Leaving { .. } => self.give_last_words(),
+                State::Lingering => self.linger(),
+            };
+            match done {
+                Ok(Some(next)) => return next,
+                // Another state: it may have something to do at once.
+                Ok(None) => {}
+                Err(_) => return Next::Drop,
+            }
+        }
+    }
+
+    fn read_request(&mut self) -> io::Result<Option<Next>> {
+        let State::Reading { bytes, head } = &mut self.state else {
+            return Ok(None);
+        };
+        let step = read(&mut self.socket, bytes, HEAD_BYTES_MAX + BODY_BYTES_MAX)?;
+        if head.is_none() {
+            match head::parse(bytes) {
+                Parsed::Partial => {}
+                Parsed::Whole(parsed) => *head = Some(parsed),
+                Parsed::Refused(status, why) => {
+                    self.refuse(status, why);
+                    return Ok(None);
+                }
+            }
+        }
+        let ended = matches!(step, Io::Ended);
+        let Some(parsed) = head else {
+            return Ok(Some(if ended { Next::Drop } else { Next::Wait }));
+        };
+        let whole = parsed.bytes + parsed.body_bytes;
+        if bytes.len() >= whole {
+            let body = bytes[parsed.bytes..whole].to_vec();
+            self.is_http_10 = parsed.is_http_10;
+            if let Some(head) = head.take() {
+                self.state = State::Waiting { head, body };
+                self.deadline = monotonic() + WAITING_TIME;
+            }
+            return Ok(Some(Next::Admit));
+        }
+        if std::mem::take(&mut parsed.expects_continue) {
+            write(&mut self.socket, b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        }
+        Ok(Some(if ended { Next::Drop } else { Next::Wait }))
+    }
+
+    fn give_answer(&mut self, registry: &Registry) -> io::Result<Option<Next>> {
+        let State::Relaying(relay) = &mut self.state else {
+            return Ok(None);
+        };
+        relay.sent += write(&mut relay.backend, &relay.request[relay.sent..]).unwrap_or(0);
+        loop {
+            if !relay.is_whole {
+                // A backend that breaks off has answered what there is.
+                let step = read(&mut relay.backend, &mut relay.answer, ANSWER_MAX);
+                relay.is_whole = matches!(step, Ok(Io::Ended) | Err(_));
+            }
+            if relay.answer.is_empty() {
+                break;
+            }
+            relay.has_begun = true;
+            let given = write(&mut self.socket, &relay.answer[relay.given..])?;
+            relay.given += given;
+            if given > 0 {
+                self.deadline = monotonic() + STALL_TIME;
+            }
+            if relay.given < relay.answer.len() {
+                return Ok(Some(Next::Wait));
+            }
+            relay.answer.clear();
+            relay.given = 0;
+        }
+        if !relay.is_whole {
+            return Ok(Some(Next::Wait));
+        }
+        if !relay.has_begun {
+            return Ok(Some(Next::Orphaned));
+        }
+        self.stop_relaying(registry);
+        self.finish()
+    }
+
+    fn give_events(&mut self, ring: &Mutex<Ring>) -> io::Result<Option<Next>> {
+        // What a client says on a stream is nothing to us; that it has gone is.
+        let mut heard = Vec::new();
+        loop {
+            match read(&mut self.socket, &mut heard, 1024)? {
+                Io::Full => heard.clear(),
+                Io::Blocked => break,
+                Io::Ended => return Ok(Some(Next::Drop)),
+            }
+        }
+        let State::Streaming(stream) = &mut self.state else {
+            return Ok(None);
+        };
+        loop {
+            let was_waiting = !stream.waiting().is_empty();
+            let asks = stream.fill(&ring.lock());
+            let waiting = stream.waiting().len();
+            let sent = write(&mut self.socket, stream.waiting())?;
+            stream.took(sent);
+            if sent < waiting {
+                if sent > 0 || !was_waiting {
+                    self.deadline = monotonic() + STALL_TIME;
+                }
+                return Ok(Some(if asks {
+                    Next::Ask(stream.ask(self.id))
+                } else {
+                    Next::Wait
+                }));
+            }
+            if let Some(rest) = stream.rest() {
+                self.leave(rest);
+                return Ok(None);
+            }
+            if asks {
+                return Ok(Some(Next::Ask(stream.ask(self.id))));
+            }
+            if sent == 0 {
+                return Ok(Some(Next::Wait));
+            }
+            self.deadline = monotonic() + BEAT_TIME;
+        }
+    }
+
+    fn give_last_words(&mut self) -> io::Result<Option<Next>> {
+        let State::Leaving { out, sent } = &mut self.state else {
+            return Ok(None);
+        };
+        *sent += write(&mut self.socket, &out[*sent..])?;
+        if *sent < out.len() {
+            return Ok(Some(Next::Wait));
+        }
+        self.finish()
+    }
+
+    /// Everything is said.
+    fn finish(&mut self) -> io::Result<Option<Next>> {
+        self.socket.shutdown(Shutdown::Write)?;
+        if self.is_closing {
+            return Ok(Some(Next::Drop));
+        }
+        self.state = State::Lingering;
+        self.deadline = monotonic() + LINGER_TIME;
+        Ok(None)
+    }
+
+    fn linger(&mut self) -> io::Result<Option<Next>> {
+        let mut ignored = Vec::new();
+        loop {
+            match read(&mut self.socket, &mut ignored, 64 * 1024)? {
+                Io::Full => ignored.clear(),
+                Io::Blocked => return Ok(Some(Next::Wait)),
+                Io::Ended => return Ok(Some(Next::Drop)),
+            }
+        }
+    }
+
+    /// Its deadline has passed. False when that is its end.
+    pub(super) fn expire(&mut self, now: Instant) -> bool {
+        match &mut self.state {
+            State::Reading { bytes, .. } if !bytes.is_empty() && !self.is_closing => {
+                self.refuse(408, "the request did not come in whole within 10 s");
+                true
+            }
+            State::Waiting { .. } => {
+                self.refuse(503, "the server is busy: try again");
+                true
+            }
+            State::Relaying(relay) if !relay.was_looked_after && !self.is_closing => {
+                relay.was_looked_after = true;
+                self.deadline = now + ANSWER_TIME;
+                !relay.has_begun
+            }
+            State::Streaming(stream) if stream.waiting().is_empty() => {
+                stream.beat();
+                self.deadline = now + BEAT_TIME;
+                true
+            }
+            // A reader that takes nothing: it has lost nothing, it resumes.
+            State::Streaming(_)
+            | State::Reading { .. }
+            | State::Relaying(_)
+            | State::Leaving { .. }
+            | State::Lingering => false,
+        }
+    }
+}

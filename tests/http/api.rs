@@ -1,0 +1,223 @@
+//! The JSON API.
+
+use serde_json::{Value, json};
+use stepwell::JobStatus;
+
+use crate::support::{Served, builder, job_type, local};
+
+#[test]
+fn a_list_goes_on_where_it_stopped_and_knows_filters() {
+    let served = Served::new();
+    for n in 0..5 {
+        served.run(&json!(n));
+    }
+    served.run(&json!({"fail": "boom"}));
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = served
+            .get(&format!(
+                "/api/jobs?limit=2&status=completed&type=work&cursor={cursor}"
+            ))
+            .json();
+        seen.extend(
+            page["jobs"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|job| job["id"].as_i64().unwrap()),
+        );
+        match page["next"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!(seen, [5, 4, 3, 2, 1]);
+    let failed = served.get("/api/jobs?status=failed&with=error").json();
+    assert_eq!(failed["jobs"][0]["error"]["message"], "boom");
+    for bad in [
+        "status=done",
+        "limit=0",
+        "limit=x",
+        "cursor=x",
+        "with=x",
+        "state=failed",
+        "a=%zz",
+    ] {
+        assert_eq!(served.get(&format!("/api/jobs?{bad}")).status, 400, "{bad}");
+    }
+}
+
+#[test]
+fn a_job_is_shown_without_its_payloads_unless_they_are_to_be_shown() {
+    let secret = json!({"password": "hunter2"});
+    let hidden = Served::new();
+    let id = hidden.run(&secret);
+    let answer = hidden.get(&format!("/api/jobs/{id}"));
+    assert!(!answer.body.contains("hunter2"), "{}", answer.body);
+    let job = answer.json();
+    assert_eq!(
+        (&job["status"], &job["payloads_shown"]),
+        (&json!("completed"), &json!(false))
+    );
+    assert_eq!(job["phases"].as_array().unwrap().len(), 2);
+    assert_eq!(job["events"][0]["event"], "job:created");
+    let shown = Served::with(local().show_payloads());
+    let id = shown.run(&secret);
+    let job = shown.get(&format!("/api/jobs/{id}")).json();
+    assert_eq!(
+        (&job["input"], &job["phases"][1]["result"]),
+        (&secret, &secret)
+    );
+    assert_eq!(shown.get("/api/jobs/99").status, 404);
+    assert_eq!(shown.get("/api/jobs/0").status, 400);
+}
+
+#[test]
+fn a_job_is_cancelled_retried_and_deleted() {
+    let served = Served::new();
+    let id = served.jobs.enqueue(&json!({"wait": true})).unwrap();
+    served.wait_for(id, JobStatus::Running);
+    let job = |action: &str| format!("/api/jobs/{id}{action}");
+    assert_eq!(
+        served.post(&job("/retry"), "{\"from\":\"failed\"}").status,
+        409
+    );
+    assert_eq!(
+        served
+            .send("DELETE", &job(""), "Content-Type: application/json\r\n", "")
+            .status,
+        409
+    );
+    assert_eq!(
+        served.post(&job("/cancel"), "").json(),
+        json!({"outcome": "cancelled"})
+    );
+    let again = served.post(&job("/cancel"), "{}").json();
+    assert_eq!(
+        again,
+        json!({"outcome": "already_finished", "status": "cancelled"})
+    );
+    for bad in [
+        "",
+        "{\"from\":\"middle\"}",
+        "{\"from\":1}",
+        "[]",
+        "{",
+        "{\"form\":\"start\"}",
+    ] {
+        assert_eq!(served.post(&job("/retry"), bad).status, 400, "{bad}");
+    }
+    assert_eq!(
+        served.post(&job("/retry"), "{\"from\":\"start\"}").json()["outcome"],
+        "retried"
+    );
+    served.wait_for(id, JobStatus::Running);
+    served.post(&job("/cancel"), "");
+    let deleted = served.send("DELETE", &job(""), "Content-Type: application/json\r\n", "");
+    assert_eq!(deleted.json()["outcome"], "deleted");
+    assert_eq!(served.get(&job("")).status, 404);
+    assert_eq!(served.post(&job("/cancel"), "").status, 404);
+    assert_eq!(served.get(&job("/cancel")).header("Allow"), Some("POST"));
+}
+
+#[test]
+fn many_jobs_are_changed_together_and_only_if_they_are_as_many_as_expected() {
+    let served = Served::new();
+    let ids: Vec<_> = (0..4)
+        .map(|_| served.run(&json!({"fail": "x"})).as_i64())
+        .collect();
+    let bulk = |body: Value| served.post("/api/jobs/bulk", &body.to_string());
+    let stale = bulk(json!({"action": "delete", "status": "failed", "expect_count": 3}));
+    assert_eq!(stale.status, 409);
+    assert_eq!(served.queue.stats().unwrap().failed, 4);
+    let some = bulk(json!({"action": "delete", "ids": [ids[0], ids[1], 999]})).json();
+    assert_eq!(some, json!({"changed": 2, "skipped": 1}));
+    let rest =
+        bulk(json!({"action": "delete", "status": "failed", "type": "work", "expect_count": 2}));
+    assert_eq!(rest.json(), json!({"changed": 2}));
+    for bad in [
+        json!({"action": "delete"}),
+        json!({"action": "explode", "status": "failed"}),
+        json!({"action": "retry", "status": "failed"}),
+        json!({"action": "delete", "ids": []}),
+        json!({"action": "delete", "ids": [1], "status": "failed"}),
+        json!({"action": "delete", "ids": ["1"]}),
+        json!({"action": "delete", "status": "failed", "expect_count": -1}),
+    ] {
+        assert_eq!(bulk(bad.clone()).status, 400, "{bad}");
+    }
+}
+
+#[test]
+fn a_pause_is_seen_and_undone() {
+    let served = Served::new();
+    assert_eq!(
+        served.post("/api/queue/pause", "{}").json(),
+        json!({"paused": true, "type": null})
+    );
+    assert_eq!(
+        served
+            .post("/api/queue/pause", "{\"type\":\"work\"}")
+            .status,
+        200
+    );
+    let stats = served.get("/api/stats").json();
+    assert_eq!(
+        (&stats["paused"], &stats["paused_types"]),
+        (&json!(true), &json!(["work"]))
+    );
+    assert_eq!(stats["types"], json!(["work"]));
+    let id = served.jobs.enqueue(&json!(1)).unwrap();
+    let reasons = served.get(&format!("/api/jobs/{id}")).json();
+    assert_eq!(reasons["hindrances"][0]["reason"], "queue_paused");
+    served.post("/api/queue/resume", "");
+    served.post("/api/queue/resume", "{\"type\":\"work\"}");
+    served.wait_for(id, JobStatus::Completed);
+    assert!(
+        served
+            .get("/metrics")
+            .body
+            .contains("stepwell_jobs{status=\"completed\"} 1\n")
+    );
+}
+
+#[test]
+fn a_queue_that_closes_says_so_and_lets_its_port_go() {
+    let served = Served::new();
+    let id = served.jobs.enqueue(&json!({"wait": true})).unwrap();
+    served.wait_for(id, JobStatus::Running);
+    let mut stream = served.stream("/events", "");
+    served
+        .queue
+        .shutdown(std::time::Duration::from_millis(300))
+        .unwrap_err();
+    let heard = stream.rest();
+    assert_eq!(heard.last().unwrap().name, "job:interrupted", "{heard:?}");
+    assert!(stream.is_whole, "it ended with its last chunk");
+    std::net::TcpListener::bind(served.addr).unwrap();
+    // And the file: it opens again.
+    let mut again = builder(&served.dir.path().join("jobs.db"));
+    again.register(job_type());
+    again.open().unwrap();
+}
+
+#[test]
+fn five_hundred_streams_end_whole_within_two_seconds() {
+    let served = Served::with(local().max_streams(512));
+    let mut streams: Vec<_> = (0..512).map(|_| served.stream("/events", "")).collect();
+    served.run(&json!(1));
+    let report = served
+        .queue
+        .shutdown(std::time::Duration::from_secs(2))
+        .unwrap();
+    println!("512 streams: {:?}", report.took);
+    assert!(
+        report.took <= std::time::Duration::from_secs(2),
+        "{:?}",
+        report.took
+    );
+    for stream in &mut streams {
+        assert_eq!(stream.rest().last().unwrap().name, "job:completed");
+        assert!(stream.is_whole && !stream.has_half_an_event());
+    }
+}

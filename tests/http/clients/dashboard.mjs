@@ -1,0 +1,154 @@
+// Drives the dashboard in Chromium, by playwright-core. Says on standard output what the test is to do, and reads its answers.
+import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
+import assert from "node:assert/strict";
+const require = createRequire(process.env.STEPWELL_HTTP_CLIENTS + "/");
+const { chromium } = require("playwright-core");
+
+const address = "http://" + process.argv[2];
+const images = process.env.STEPWELL_HTTP_IMAGES;
+const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const tell = async line => { console.log(line); return (await answers.next()).value; };
+const enqueue = input => tell("enqueue " + JSON.stringify(input));
+const say = text => console.log("  " + text);
+
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"] });
+const page = await browser.newPage({ viewport: { width: 1180, height: 860 }, colorScheme: "light", locale: "en-GB" });
+page.setDefaultTimeout(15000);
+const problems = [];
+page.on("pageerror", error => problems.push("script: " + error.message));
+page.on("console", message => { if (message.type() === "error" && !/ERR_|Failed to load/.test(message.text())) problems.push("console: " + message.text()); });
+const foreign = [];
+page.on("request", request => { if (!request.url().startsWith(address)) foreign.push(request.url()); });
+const picture = async name => { if (images) await page.screenshot({ path: `${images}/${name}.png` }); };
+const open = hash => page.evaluate(hash => { location.hash = hash; }, hash);
+const confirmed = async (button, word) => {
+  await page.getByRole("button", { name: button, exact: true }).click();
+  await page.locator("dialog").getByRole("button", { name: word, exact: true }).click();
+};
+const badge = status => page.locator("h2 ~ .badge." + status).waitFor();
+
+try {
+  await page.goto(address + "/");
+  await page.getByText("No jobs yet").waitFor();
+  await page.locator("#live.on").waitFor();
+  say("empty list, live");
+
+  // Jobs run, and the page follows by itself.
+  for (let n = 0; n < 12; n++) await enqueue({ n });
+  await page.locator("tr", { hasText: "#12" }).locator(".badge.completed").waitFor();
+  const slow = await enqueue({ fetch_ms: 120, parse_ms: 90000 });
+  await page.locator("tr", { hasText: "#" + slow }).locator(".badge.running").waitFor();
+  say("the list follows");
+  for (let n = 0; n < 4; n++) await enqueue({ fails_until: 9, row: 100 + n });
+  const panics = await enqueue({ fetch_ms: 300, parse_ms: 500, load_ms: 200, panics: true, fails_until: 2, row: 3 });
+  await open("#/jobs/" + panics);
+  await badge("failed");
+  assert.ok((await page.locator(".timeline rect.bar-failed").count()) >= 2, "failed attempts are drawn");
+  await page.getByText("index out of bounds").first().waitFor();
+  say("a job that fails, attempt by attempt");
+  await picture("failed-job");
+  await open("#/jobs?status=failed");
+  await page.locator("tr", { hasText: "#17" }).waitFor();
+
+  // What is open stays open while events come in.
+  await open("#/jobs/" + slow);
+  await badge("running");
+  await page.locator("summary", { hasText: "fetch" }).click();
+  await page.getByText('"rows": 1000').waitFor();
+  const ticking = () => page.locator("svg.timeline text").last().textContent();
+  const before = await ticking();
+  await page.waitForFunction(before => [...document.querySelectorAll("svg.timeline text")].pop().textContent !== before, before);
+  await enqueue({ n: "more" });
+  await page.waitForFunction(() => document.querySelector("details[open] pre"));
+  assert.ok(await page.getByText('"rows": 1000').isVisible(), "the result is still open");
+  await picture("job");
+  say("what is open stays open");
+
+  // Actions, confirmed by what the server says.
+  await confirmed("Cancel", "Cancel job");
+  await page.locator(".toast", { hasText: "Cancelled." }).waitFor();
+  await badge("cancelled");
+  await confirmed("Retry from failed phase", "Retry");
+  await badge("running");
+  await confirmed("Cancel", "Cancel job");
+  await badge("cancelled");
+  await confirmed("Delete", "Delete");
+  await page.getByRole("heading", { name: "All jobs" }).waitFor();
+  say("cancel, retry, delete");
+  await confirmed("Pause queue", "Pause");
+  await page.locator("#paused").getByText("The queue is paused").waitFor();
+  const held = await enqueue({ n: "held" });
+  await open("#/jobs/" + held);
+  await page.getByText("the queue is paused", { exact: true }).waitFor();
+  await confirmed("Resume queue", "Resume");
+  await badge("completed");
+  await page.locator("#paused").waitFor({ state: "hidden" });
+  say("pause, why it waits, resume");
+
+  // Failed jobs by error, and retried together.
+  await open("#/errors");
+  const group = page.locator("details", { hasText: "row 10" }).first();
+  await group.locator("summary").click();
+  assert.ok(await group.getByText("4 × import").isVisible());
+  await picture("errors");
+  await group.getByRole("button", { name: "Retry these 4" }).click();
+  await page.locator("dialog").getByRole("button", { name: "Retry 4" }).click();
+  await page.locator(".toast", { hasText: "4 jobs are pending again" }).waitFor();
+  say("errors by group");
+
+  // The server dies and comes back: the page says so, recovers by itself, and its list of events has no gap.
+  await open("#/events");
+  await page.locator("tr[data-seq]").first().waitFor();
+  await page.evaluate(() => { window.same = true; });
+  await tell("kill");
+  await page.getByText("The connection to the server is lost").waitFor();
+  await picture("lost");
+  await tell("start");
+  await page.locator("#banner").waitFor({ state: "hidden" });
+  const after = await enqueue({ n: "after" });
+  await page.locator("tr[data-seq]", { hasText: "#" + after }).filter({ hasText: "phase:completed" }).first().waitFor();
+  const seqs = await page.locator("tr[data-seq]").evaluateAll(rows => rows.map(row => Number(row.dataset.seq)));
+  assert.ok(seqs.length > 50, String(seqs.length));
+  seqs.forEach((seq, i) => { if (i) assert.equal(seq, seqs[i - 1] - 1, "no gap: " + seqs); });
+  assert.ok(await page.evaluate(() => window.same), "without a reload");
+  say("killed and restarted: " + seqs.length + " events without a gap");
+
+  // Keyboard.
+  await open("#/jobs");
+  await page.locator("[data-row]").first().waitFor();
+  await page.keyboard.press("/");
+  await page.keyboard.type(String(panics));
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { name: "Job #" + panics }).waitFor();
+  await page.goBack();
+  for (let n = 0; n < 10; n++) await enqueue({ n, fetch_ms: 60 * n });
+  await enqueue({ fetch_ms: 400, parse_ms: 60000 });
+  await page.locator(".badge.running").first().waitFor();
+  await picture("list");
+  await page.emulateMedia({ colorScheme: "dark" });
+  await picture("dark");
+  await open("#/jobs/" + panics);
+  await badge("failed");
+  await picture("dark-job");
+  await page.emulateMedia({ colorScheme: "light" });
+  await page.setViewportSize({ width: 390, height: 780 });
+  await page.waitForFunction(() => document.querySelector("svg.timeline").viewBox.baseVal.width < 390);
+  await picture("phone-job");
+  await open("#/jobs");
+  await page.locator("[data-row]").first().waitFor();
+  const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+  await picture("phone");
+  assert.ok(wide <= 390, "nothing sticks out on a phone: " + wide);
+  await open("#/jobs/999999");
+  await page.getByText("there is no such job").waitFor();
+  assert.deepEqual(problems, []);
+  assert.deepEqual(foreign, []);
+  say("keyboard, dark, phone; no script error, no foreign request");
+} catch (error) {
+  console.log(error.stack, problems);
+  if (images) await page.screenshot({ path: images + "/problem.png" });
+  process.exitCode = 1;
+}
+await browser.close();
+process.stdin.destroy();

@@ -1,0 +1,221 @@
+//! Streams that break off and go on: nothing is lost, nothing comes twice.
+
+use std::io::{BufRead, BufReader, Lines};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+use stepwell::JobQueue;
+
+use crate::support::{Sent, Served, Stream, builder, job_type, local};
+
+fn last_id(id: &str) -> String {
+    format!("Last-Event-ID: {id}\r\n")
+}
+
+/// Follows the log from the beginning, breaking off after a few events each time.
+fn follow(addr: SocketAddr, file_id: &str, disconnects: usize) -> Vec<Sent> {
+    let mut heard: Vec<Sent> = Vec::new();
+    let mut id = format!("{file_id}-0");
+    for round in 0..disconnects {
+        let mut stream = Stream::open(addr, "/events", &last_id(&id));
+        assert_eq!(stream.status, 200, "{}", stream.head);
+        for _ in 0..=round % 7 {
+            let Some(sent) = stream.next() else {
+                break;
+            };
+            if let Some(new) = &sent.id {
+                id.clone_from(new);
+                heard.push(sent);
+            }
+        }
+    }
+    heard
+}
+
+fn assert_is_the_log(heard: &[Sent], queue: &JobQueue) {
+    let log = queue.events_after(0, heard.len()).unwrap();
+    let log: Vec<_> = log
+        .iter()
+        .map(|event| serde_json::to_value(event).unwrap())
+        .collect();
+    let heard: Vec<_> = heard.iter().map(|sent| sent.data.clone()).collect();
+    assert_eq!(heard, log);
+}
+
+#[test]
+fn two_hundred_disconnects_under_load_lose_and_repeat_nothing() {
+    let served = Served::new();
+    let file_id = served.queue.file_id().unwrap();
+    let jobs = served.queue.clone();
+    let load = std::thread::spawn(move || {
+        for n in 0..400 {
+            jobs.enqueue("work", &json!(n)).unwrap();
+        }
+    });
+    let followers: Vec<_> = (0..4)
+        .map(|_| {
+            let (addr, file_id) = (served.addr, file_id.clone());
+            std::thread::spawn(move || follow(addr, &file_id, 200))
+        })
+        .collect();
+    load.join().unwrap();
+    for follower in followers {
+        let heard = follower.join().unwrap();
+        assert!(heard.len() > 700, "{}", heard.len());
+        assert_is_the_log(&heard, &served.queue);
+    }
+}
+
+#[test]
+fn an_id_that_means_nothing_here_gives_a_reset_first_and_then_goes_on() {
+    let served = Served::new();
+    served.run(&json!(1));
+    let file_id = served.queue.file_id().unwrap();
+    let head = served.queue.stats().unwrap().head_seq;
+    for id in [
+        "0123456789ab-3",
+        "x",
+        &format!("{file_id}-{}", head + 1),
+        &format!("{file_id}-x"),
+    ] {
+        let mut stream = served.stream("/events", &last_id(id));
+        let reset = stream.next().unwrap();
+        assert_eq!(
+            (&reset.name[..], reset.data["requested"].as_str()),
+            ("reset", Some(id))
+        );
+        assert_eq!(reset.data["head"], format!("{file_id}-{head}"));
+        assert_eq!(reset.data["oldest"], format!("{file_id}-1"));
+        assert_eq!(reset.id.as_deref(), reset.data["head"].as_str());
+    }
+    let mut by_query = served.stream(&format!("/events?last_event_id={file_id}-{}", head - 1), "");
+    assert_eq!(by_query.next().unwrap().seq(), head);
+}
+
+#[test]
+fn an_id_whose_part_of_the_log_is_gone_gives_a_reset_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = stepwell::Retention::forever().events(stepwell::Keep::newest(20));
+    let mut builder = builder(&dir.path().join("jobs.db"))
+        .retention(keep)
+        .http(local());
+    let jobs = builder.register(job_type());
+    let queue = builder.open().unwrap();
+    let mut n = 0;
+    while queue.oldest_seq().unwrap() < 10 {
+        let id = jobs.enqueue(&json!(n)).unwrap();
+        queue.wait(id, Duration::from_secs(20)).unwrap();
+        n += 1;
+    }
+    let addr = queue.http_addr().unwrap();
+    let file_id = queue.file_id().unwrap();
+    let mut stream = Stream::open(addr, "/events", &last_id(&format!("{file_id}-1")));
+    let reset = stream.next().unwrap();
+    assert_eq!(
+        (&reset.name[..], &reset.data["requested"]),
+        ("reset", &json!(format!("{file_id}-1")))
+    );
+    let id = jobs.enqueue(&json!("after")).unwrap();
+    let next = stream.next().unwrap();
+    assert_eq!(
+        (&next.name[..], next.data["job_id"].as_i64()),
+        ("job:created", Some(id.as_i64()))
+    );
+}
+
+// ---- a server that is killed ----
+
+const FILE: &str = "STEPWELL_HTTP_FILE";
+
+/// In the other process: a server under load, until it is killed. An ordinary run does nothing here.
+#[test]
+fn in_another_process() {
+    let Some(file) = std::env::var_os(FILE) else {
+        return;
+    };
+    let mut builder = builder(Path::new(&file)).http(local());
+    let jobs = builder.register(job_type());
+    let queue = builder.open().unwrap();
+    println!("> {}", queue.http_addr().unwrap());
+    loop {
+        let id = jobs.enqueue(&json!(1)).unwrap();
+        queue.wait(id, Duration::from_secs(20)).unwrap();
+    }
+}
+
+struct Other {
+    child: Child,
+    addr: SocketAddr,
+    _lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Other {
+    fn start(file: &Path) -> Other {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "resume::in_another_process",
+                "--nocapture",
+                "--quiet",
+            ])
+            .env(FILE, file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let told = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("> ").map(str::to_owned));
+        let addr = told.expect("it says where it is").parse().unwrap();
+        Other {
+            child,
+            addr,
+            _lines: lines,
+        }
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[test]
+fn twenty_kills_of_the_server_under_load_lose_and_repeat_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("jobs.db");
+    let file_id = builder(&file).workers(0).open().unwrap().file_id().unwrap();
+    let (mut heard, mut id): (Vec<Sent>, String) = (Vec::new(), format!("{file_id}-0"));
+    for round in 0..20 {
+        let mut other = Other::start(&file);
+        let mut stream = Stream::open(other.addr, "/events", &last_id(&id));
+        let enough = heard.len() + 20 + round;
+        let mut is_killed = false;
+        // What was sent before the kill is read to its end: it may be in the middle of an event, which counts for nothing.
+        while let Some(sent) = stream.next() {
+            assert_ne!(sent.name, "reset");
+            if let Some(new) = &sent.id {
+                id.clone_from(new);
+                heard.push(sent);
+            }
+            if heard.len() >= enough && !is_killed {
+                other.child.kill().unwrap();
+                other.child.wait().unwrap();
+                is_killed = true;
+            }
+        }
+        assert!(is_killed, "the stream ended by itself");
+        assert!(!stream.is_whole);
+    }
+    let queue = builder(&file).workers(0).open().unwrap();
+    assert!(heard.len() >= 400);
+    assert_is_the_log(&heard, &queue);
+}
