@@ -120,6 +120,25 @@ fn no_power_cut_loses_what_was_acknowledged() {
     println!("{counters}");
 }
 
+/// The bug: the sync of a commit failed while a client had the file open. The caller was told that nothing was stored, but the pages
+/// were whole in the log, and counted after a power cut.
+#[test]
+fn a_refused_job_does_not_come_back_after_a_power_cut() {
+    if std::env::var(CHILD).is_ok() {
+        return;
+    }
+    rounds::silence_handlers();
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let Some(shim) = Shim::build(dir.path()) else {
+        return;
+    };
+    for at in 1..=3 {
+        let record = Record::with_fault(&shim, 1, Scenario::Watched, at);
+        let problems = record.cut(100, &mut Counters::default()).join("\n");
+        assert!(problems.is_empty(), "sync {at}\n{problems}");
+    }
+}
+
 /// What is run for every n here: few calls, and no waiting for a fault that lasts.
 fn is_small(sweep: &Sweep) -> bool {
     let is_whole = match sweep.case.scenario {

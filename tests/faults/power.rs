@@ -118,20 +118,24 @@ fn durability(seed: u64) -> Durability {
 
 impl Record {
     pub(crate) fn make(shim: &Shim, seed: u64) -> Record {
+        if has_fault(seed) {
+            let mut random = Random::new(seed, 1 << 33);
+            let scenario = random.pick(&WITH_FAULTS).expect("there are some");
+            return Record::with_fault(shim, seed, *scenario, 1 + random.below(FAULT_MAX));
+        }
+        let stages = (0..STAGES).map(|stage| format!("power {seed} {stage}"));
+        Record::of(shim, seed, stages.collect(), 0)
+    }
+
+    /// Of a scenario whose `at`-th sync fails.
+    pub(crate) fn with_fault(shim: &Shim, seed: u64, scenario: Scenario, at: u64) -> Record {
+        Record::of(shim, seed, vec![format!("Once {scenario:?}")], at)
+    }
+
+    fn of(shim: &Shim, seed: u64, told: Vec<String>, at: u64) -> Record {
         let dir = tempfile::tempdir().expect("a directory can be made");
         let path = dir.path().canonicalize().expect("it is there");
         let record = path.join("record");
-        let (told, at) = if has_fault(seed) {
-            let mut random = Random::new(seed, 1 << 33);
-            let scenario = random.pick(&WITH_FAULTS).expect("there are some");
-            (
-                vec![format!("Once {scenario:?}")],
-                1 + random.below(FAULT_MAX),
-            )
-        } else {
-            let stages = (0..STAGES).map(|stage| format!("power {seed} {stage}"));
-            (stages.collect(), 0)
-        };
         let control = Control::create(&path, Fault::Sync, at, false);
         for told in told {
             let mut command = io::command(&format!("{told} {}", path.display()), &path);
