@@ -49,6 +49,7 @@ mod shim;
 use std::time::{Duration, Instant};
 
 use counters::Counters;
+use disk::Left;
 use io::{Bench, CHILD, Case, Sweep};
 use journal::Random;
 use power::Record;
@@ -134,7 +135,7 @@ fn a_refused_job_does_not_come_back_after_a_power_cut() {
     };
     for at in 1..=3 {
         let record = Record::with_fault(&shim, 1, Scenario::Watched, at);
-        let problems = record.cut(100, &mut Counters::default()).join("\n");
+        let problems = record.cut_everywhere(Left::Everything).join("\n");
         assert!(problems.is_empty(), "sync {at}\n{problems}");
     }
 }

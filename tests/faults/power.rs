@@ -158,6 +158,22 @@ impl Record {
 
     /// About `count` cuts, spread over the record. Answers what was wrong.
     pub(crate) fn cut(&self, count: u64, counters: &mut Counters) -> Vec<String> {
+        self.cuts(count, Left::any, counters)
+    }
+
+    /// A cut after every step.
+    #[allow(dead_code, reason = "for the short form")]
+    pub(crate) fn cut_everywhere(&self, left: Left) -> Vec<String> {
+        let steps = u64::try_from(self.steps.len()).expect("it fits");
+        self.cuts(steps, |_| left, &mut Counters::default())
+    }
+
+    fn cuts(
+        &self,
+        count: u64,
+        left: impl Fn(&mut Random) -> Left,
+        counters: &mut Counters,
+    ) -> Vec<String> {
         let mut random = Random::new(self.seed, 1 << 32);
         let mut disk = Disk::default();
         let mut journal = Vec::new();
@@ -170,7 +186,7 @@ impl Record {
             }
             let here = count / steps + u64::from(random.below(steps) < count % steps);
             for _ in 0..here {
-                let left = Left::any(&mut random);
+                let left = left(&mut random);
                 let dir = fast_dir();
                 disk.image(left, &mut random, dir.path(), "jobs.db");
                 std::fs::write(dir.path().join("journal"), &journal).expect("it can be written");
