@@ -151,7 +151,7 @@ fn every_call(mut progress: Progress) -> bool {
     let cases = progress.counters.count("cases");
     let what =
         format!("{cases} cases: all n of {all} combinations of scenario, error and duration");
-    progress.end("every I/O call fails", &what, &rare)
+    progress.end("io", cases, &what, &rare)
 }
 
 #[cfg(target_os = "linux")]
@@ -171,7 +171,7 @@ fn power_cuts(mut progress: Progress, images: u64) -> bool {
     }
     let images = progress.counters.count("images");
     let what = format!("{images} images of {} records", progress.done);
-    progress.end("power cut", &what, &power::RARE)
+    progress.end("power", images, &what, &power::RARE)
 }
 
 fn kills(mut progress: Progress, rounds: u64) -> bool {
@@ -192,5 +192,5 @@ fn kills(mut progress: Progress, rounds: u64) -> bool {
         progress.save();
         progress.tick(&format!("round {end} of {rounds}"));
     }
-    progress.end("kill -9", &format!("{rounds} kills"), &rounds::RARE)
+    progress.end("kill9", rounds, &format!("{rounds} kills"), &rounds::RARE)
 }

@@ -101,7 +101,8 @@ impl Progress {
     }
 
     /// Prints all counters and the row; false when something was wrong, or a seldom taken path was never taken.
-    pub(crate) fn end(self, proof: &str, what: &str, rare: &[&str]) -> bool {
+    /// `clean` runs without a failure bound its rate at 3 / `clean`, with 95 % confidence.
+    pub(crate) fn end(self, proof: &str, clean: u64, what: &str, rare: &[&str]) -> bool {
         self.save();
         println!("{}", self.counters);
         let never: Vec<&&str> = rare
@@ -112,8 +113,12 @@ impl Progress {
         let problems = self.counters.count("with problems");
         let (day, commit) = (run("date", &["-u", "+%F"]), &self.commit);
         let (seed, minutes) = (self.seed, self.seconds() / 60);
+        let bound = match problems {
+            0 => format!("< {} of 100,000", 300_000_u64.div_ceil(clean.max(1))),
+            _ => "nothing".to_owned(),
+        };
         println!(
-            "| {day} | {commit} | {proof} | {seed} | {what} | {problems} with problems, {minutes} min |"
+            "| {day} | {commit} | `{proof}` | {seed} | {what} | {problems} with problems, {minutes} min | {bound} |"
         );
         problems == 0 && never.is_empty()
     }

@@ -10,6 +10,7 @@ mod services;
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use crate::bus::Bus;
 use crate::committer::Committer;
@@ -31,8 +32,11 @@ use crate::store::ops::{Claimable, Op, Recover};
 use crate::store::outbox::Mail;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{Done, Reader, Store};
-use crate::sync::{AtomicUsize, JoinHandle, Mutex, Ordering, Sender, spawn, unbounded};
+use crate::sync::{self, AtomicUsize, JoinHandle, Mutex, Ordering, Sender, spawn, unbounded};
 use crate::time::{Clock, Timestamp};
+
+/// While the file cannot be read; short, since the end of the queue waits for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A running queue.
 pub(crate) struct Engine {
@@ -336,8 +340,23 @@ impl Engine {
         self.committer.call(self, op)
     }
 
+    /// A bell that was heard for nothing would be a job that nobody sees, until somebody rings again: so the look is repeated.
+    fn follow_bell(&self) {
+        let mut has_failed = false;
+        while let Err(error) = self.look_outside() {
+            if !has_failed {
+                log::warn!("what another process has changed cannot be read: {error}");
+            }
+            has_failed = true;
+            if self.is_stopping() {
+                return;
+            }
+            sync::pause(LOOK_AGAIN);
+        }
+    }
+
     /// Another process has written to the file: look at what that may have changed.
-    pub(crate) fn look_outside(&self) {
+    fn look_outside(&self) -> Result<()> {
         let looked = self.load_pauses().and_then(|()| {
             let head = self.reader.head()?;
             // Cancelled from outside, and perhaps tried again: the handler must be told.
@@ -352,12 +371,10 @@ impl Engine {
             self.bus.ring(head.seq);
             Ok(())
         });
-        if let Err(error) = looked {
-            log::warn!("what another process has changed cannot be read: {error}");
-        }
         self.give_back_paused();
         self.with_outlet(|outlet| outlet.look());
         self.committer.ring();
+        looked
     }
 
     fn stop_if_over(&self, id: JobId, epoch: i64) -> Result<()> {
@@ -389,7 +406,7 @@ impl Engine {
 
     fn listen(&self, wake: &WakeListener) {
         while wake.wait() == crate::owner::Wake::Rung {
-            self.look_outside();
+            self.follow_bell();
         }
     }
 

@@ -118,20 +118,24 @@ fn durability(seed: u64) -> Durability {
 
 impl Record {
     pub(crate) fn make(shim: &Shim, seed: u64) -> Record {
+        if has_fault(seed) {
+            let mut random = Random::new(seed, 1 << 33);
+            let scenario = random.pick(&WITH_FAULTS).expect("there are some");
+            return Record::with_fault(shim, seed, *scenario, 1 + random.below(FAULT_MAX));
+        }
+        let stages = (0..STAGES).map(|stage| format!("power {seed} {stage}"));
+        Record::of(shim, seed, stages.collect(), 0)
+    }
+
+    /// Of a scenario whose `at`-th sync fails.
+    pub(crate) fn with_fault(shim: &Shim, seed: u64, scenario: Scenario, at: u64) -> Record {
+        Record::of(shim, seed, vec![format!("Once {scenario:?}")], at)
+    }
+
+    fn of(shim: &Shim, seed: u64, told: Vec<String>, at: u64) -> Record {
         let dir = tempfile::tempdir().expect("a directory can be made");
         let path = dir.path().canonicalize().expect("it is there");
         let record = path.join("record");
-        let (told, at) = if has_fault(seed) {
-            let mut random = Random::new(seed, 1 << 33);
-            let scenario = random.pick(&WITH_FAULTS).expect("there are some");
-            (
-                vec![format!("Once {scenario:?}")],
-                1 + random.below(FAULT_MAX),
-            )
-        } else {
-            let stages = (0..STAGES).map(|stage| format!("power {seed} {stage}"));
-            (stages.collect(), 0)
-        };
         let control = Control::create(&path, Fault::Sync, at, false);
         for told in told {
             let mut command = io::command(&format!("{told} {}", path.display()), &path);
@@ -154,6 +158,22 @@ impl Record {
 
     /// About `count` cuts, spread over the record. Answers what was wrong.
     pub(crate) fn cut(&self, count: u64, counters: &mut Counters) -> Vec<String> {
+        self.cuts(count, Left::any, counters)
+    }
+
+    /// A cut after every step.
+    #[allow(dead_code, reason = "for the short form")]
+    pub(crate) fn cut_everywhere(&self, left: Left) -> Vec<String> {
+        let steps = u64::try_from(self.steps.len()).expect("it fits");
+        self.cuts(steps, |_| left, &mut Counters::default())
+    }
+
+    fn cuts(
+        &self,
+        count: u64,
+        left: impl Fn(&mut Random) -> Left,
+        counters: &mut Counters,
+    ) -> Vec<String> {
         let mut random = Random::new(self.seed, 1 << 32);
         let mut disk = Disk::default();
         let mut journal = Vec::new();
@@ -166,7 +186,7 @@ impl Record {
             }
             let here = count / steps + u64::from(random.below(steps) < count % steps);
             for _ in 0..here {
-                let left = Left::any(&mut random);
+                let left = left(&mut random);
                 let dir = fast_dir();
                 disk.image(left, &mut random, dir.path(), "jobs.db");
                 std::fs::write(dir.path().join("journal"), &journal).expect("it can be written");

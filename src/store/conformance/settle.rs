@@ -478,6 +478,11 @@ pub(super) fn a_checkpoint_of_a_try_that_is_over_is_refused(bench: &mut Bench) {
         (saved(bench, row.id, 0), saved(bench, row.id, 1)),
         (None, None)
     );
+    // The same phase is under way again: its first try saves no more.
+    let old = bench.start(new_job("import"));
+    bench.fail(&old, again(u32::MAX, Duration::ZERO));
+    bench.claim_one(old.id);
+    assert_eq!(refused(bench.one(save(&old, "1"))).0, ErrorKind::Conflict);
 }
 
 pub(super) fn only_the_newest_errors_are_kept(bench: &mut Bench) {

@@ -1,7 +1,7 @@
 -- Version 1. Never edited once released: changes are new files.
 -- Times are integer milliseconds since 1970 UTC. `*_seq` are event numbers.
 
--- Settings of this file: file_id, paused.
+-- Settings of this file: file_id, paused; touched, for a small write that changes nothing else.
 CREATE TABLE meta (
   key TEXT PRIMARY KEY,
   value TEXT NOT NULL

@@ -74,7 +74,9 @@ pub(super) const SELECT_PLAN_ID: &str = "SELECT id FROM plan WHERE phases = ?1";
 const INSERT_PLAN: &str = "INSERT INTO plan (phases) VALUES (?1)";
 pub(super) const SELECT_PAUSED: &str =
     "SELECT count(*) FROM meta WHERE key = 'paused' AND value = '1'";
-const TOUCH: &str = "UPDATE meta SET value = value WHERE key = 'file_id'";
+/// Another value each time: SQLite writes no page whose bytes stay as they were.
+const TOUCH: &str = "INSERT OR REPLACE INTO meta (key, value)
+    VALUES ('touched', lower(hex(randomblob(8))))";
 const PUT_PAUSED: &str = "INSERT OR REPLACE INTO meta (key, value) VALUES ('paused', ?1)";
 pub(super) const COUNT_RUNNING: &str =
     "SELECT count(*) FROM job WHERE status = 1 AND status <= 1 AND type_id = ?1";

@@ -62,6 +62,18 @@ fn commit(store: &mut SqliteStore, ops: &[Op], request: &ClaimRequest) -> Result
     }
 }
 
+/// The bug: it updated a row to what it was, for which SQLite writes nothing. A full disk looked as if it worked again.
+#[test]
+fn a_probe_really_writes() {
+    let scene = Scene::new();
+    let mut store = scene.open().expect("a new file");
+    let log = scene.dir.path().join("jobs.db-wal");
+    let size = || fs::metadata(&log).expect("it is open").len();
+    let before = size();
+    commit(&mut store, &[Op::Probe], &ClaimRequest::default()).expect("there is space");
+    assert!(size() > before, "{before} bytes, as before");
+}
+
 /// A file with one pending job (1) that has a result, an error and a checkpoint.
 fn furnished(scene: &Scene) -> SqliteStore {
     let mut store = scene.open().expect("a new file");
