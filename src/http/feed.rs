@@ -20,7 +20,9 @@ use crate::time::monotonic;
 /// Changes that are read at a time: a few pages of the file.
 const CHANGES_MAX: usize = 512;
 /// Events of a round; one change can be a run of any number of created jobs.
-const EVENTS_MAX: usize = 4096;
+const EVENTS_MAX: usize = 1024;
+/// And of a round while the queue is busy: each is written to every stream.
+const EVENTS_BUSY_MAX: usize = 256;
 /// A resumed stream gets its past in pieces of about this many events that it wants.
 const PAST_WANTED: usize = 256;
 /// Pieces of the log that are searched for them before another stream has its turn.
@@ -136,18 +138,24 @@ impl Feed {
     fn follow(&self, mut newest: Seq, tell: &dyn Fn(News)) -> bool {
         let bus = &self.engine.bus;
         let (_, mut seen) = bus.progress_after(u64::MAX);
+        let mut is_busy = false;
         while self.demand.lock().streams > 0 {
             let head = self.ring.lock().head();
             if bus.wait(head, seen, None) == Heard::Closed {
                 return false;
             }
             let started = monotonic();
-            let rest = match self.round(head, &mut seen) {
+            let rest = match self.round(
+                head,
+                &mut seen,
+                if is_busy { EVENTS_BUSY_MAX } else { EVENTS_MAX },
+            ) {
                 Ok(true) => {
                     tell(News::More);
                     let before = newest;
                     newest = self.newest(before);
-                    self.rest_after(started, newest - before >= EVENTS_BUSY)
+                    is_busy = newest - before >= EVENTS_BUSY;
+                    self.rest_after(started, is_busy)
                 }
                 // The bell rang for what cannot be read yet.
                 Ok(false) => REST_MAX,
@@ -176,10 +184,10 @@ impl Feed {
     }
 
     /// Reads what is new into the ring. False when there was nothing.
-    fn round(&self, head: Seq, seen: &mut u64) -> Result<bool> {
+    fn round(&self, head: Seq, seen: &mut u64, events_max: usize) -> Result<bool> {
         let (progress, count) = self.engine.bus.progress_after(*seen);
         *seen = count;
-        let events = self.events_after(head)?;
+        let events = self.events_after(head, events_max)?;
         let first = events.first().map_or(head + 1, |event| event.seq);
         let frames = merge(events, progress);
         let frames: Vec<_> = frames
@@ -198,10 +206,14 @@ impl Feed {
         Ok(is_new)
     }
 
-    fn events_after(&self, after: Seq) -> Result<Vec<Event>> {
+    fn events_after(&self, after: Seq, events_max: usize) -> Result<Vec<Event>> {
         let mut events = Vec::new();
-        for mut change in self.engine.reader.changes_after(after, CHANGES_MAX)? {
-            let room = EVENTS_MAX.saturating_sub(events.len());
+        for mut change in self
+            .engine
+            .reader
+            .changes_after(after, CHANGES_MAX.min(events_max))?
+        {
+            let room = events_max.saturating_sub(events.len());
             let from = change.seq.max(after + 1);
             let is_cut = usize::try_from(change.seq + change.span - from).is_ok_and(|n| n > room);
             if is_cut {
@@ -243,7 +255,7 @@ impl Feed {
             ..Past::default()
         };
         for _ in 0..PAST_PIECES {
-            let events = self.events_after(past.to)?;
+            let events = self.events_after(past.to, EVENTS_MAX)?;
             let Some(first) = events.first() else {
                 break;
             };
