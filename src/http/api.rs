@@ -3,16 +3,20 @@
 use serde_json::{Map, Value, json};
 
 use crate::config::Location;
+use crate::error::{Error, ErrorKind};
 use crate::event::Seq;
 use crate::explain;
 use crate::http::answer::{Answer, failed, problem};
 use crate::http::router::{Call, Reply, Site};
 use crate::job::{CancelOutcome, Job, JobStatus, RetryFrom};
+use crate::outbox::{self, DeliveryQuery};
 use crate::requests::{self, ListFilter};
 
 /// As for `ListFilter`; with errors each job is one more look into the file.
 const LIST_MAX: usize = 1000;
 const LIST_WITH_ERRORS_MAX: usize = 200;
+/// Deliveries that are shown of a job, the newest.
+const DELIVERIES_MAX: usize = 100;
 
 pub(super) fn jobs(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     call.only(&["status", "type", "limit", "cursor", "with"])?;
@@ -80,13 +84,16 @@ pub(super) fn job(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
         };
         let events = requests::events_of(&*site.engine.reader, id)?;
         let explained = explain::in_process(&site.engine, id)?;
-        Ok((job, events, explained.hindrances))
+        let of_job = DeliveryQuery::new().job(id).limit(DELIVERIES_MAX);
+        let deliveries = outbox::deliveries(&*site.engine.reader, &of_job)?;
+        Ok((job, events, explained.hindrances, deliveries.deliveries))
     };
-    let (job, events, hindrances) = look().map_err(|error| failed(&error))?;
+    let (job, events, hindrances, deliveries) = look().map_err(|error| failed(&error))?;
     let mut shown = shown(site, &job);
     shown.insert("payloads_shown".to_owned(), json!(site.shows_payloads));
     shown.insert("hindrances".to_owned(), json!(hindrances));
     shown.insert("events".to_owned(), json!(events));
+    shown.insert("deliveries".to_owned(), json!(deliveries));
     Ok(Answer::json(&shown).into())
 }
 
@@ -140,6 +147,26 @@ pub(super) fn delete(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     call.only(&[])?;
     requests::delete(&*site.engine, call.job_id()?).map_err(|error| failed(&error))?;
     Ok(Answer::json(&json!({ "outcome": "deleted" })).into())
+}
+
+/// Its tries, and not its body: that may be as secret as a payload.
+pub(super) fn delivery(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
+    call.only(&[])?;
+    let id = call.delivery_id()?;
+    let found = outbox::find(&*site.engine.reader, id).map_err(|error| failed(&error))?;
+    let Some(record) = found else {
+        let problem = format!("delivery {id}: there is no such delivery");
+        return Err(failed(&Error::new(ErrorKind::NotFound, problem)));
+    };
+    let mut shown = object(&record.delivery);
+    shown.insert("log".to_owned(), json!(record.log));
+    Ok(Answer::json(&shown).into())
+}
+
+pub(super) fn redeliver(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
+    call.only(&[])?;
+    outbox::redeliver(&*site.engine, call.delivery_id()?).map_err(|error| failed(&error))?;
+    Ok(Answer::json(&json!({ "outcome": "redelivered" })).into())
 }
 
 pub(super) fn pause(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {

@@ -2,11 +2,14 @@
 //!
 //! One table: the routes, what each needs, and who answers. `/api/openapi.json` describes the same, and a test compares them.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::delivery::DeliveryId;
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::http::answer::{Answer, problem};
 use crate::http::feed::Feed;
 use crate::http::gate::Gauges;
@@ -79,7 +82,6 @@ const fn open(method: &'static str, path: &'static str, handler: Handler) -> Rou
     }
 }
 
-// Webhooks: their `POST /api/deliveries/{id}/redeliver` goes here, and the deliveries of a job into `api::job`.
 pub(super) const ROUTES: &[Route] = &[
     Route {
         access: Access::Page,
@@ -93,6 +95,8 @@ pub(super) const ROUTES: &[Route] = &[
     route("DELETE", "/api/jobs/{id}", api::delete),
     route("POST", "/api/jobs/{id}/cancel", api::cancel),
     route("POST", "/api/jobs/{id}/retry", api::retry),
+    route("GET", "/api/deliveries/{id}", api::delivery),
+    route("POST", "/api/deliveries/{id}/redeliver", api::redeliver),
     route("POST", "/api/queue/pause", api::pause),
     route("POST", "/api/queue/resume", api::resume),
     route("GET", "/api/stats", api::stats),
@@ -243,6 +247,14 @@ fn decode(text: &str) -> Option<String> {
 
 impl Call<'_> {
     pub(super) fn job_id(&self) -> Result<JobId, Answer> {
+        self.parse_id()
+    }
+
+    pub(super) fn delivery_id(&self) -> Result<DeliveryId, Answer> {
+        self.parse_id()
+    }
+
+    fn parse_id<T: FromStr<Err = Error>>(&self) -> Result<T, Answer> {
         let text = self.id.unwrap_or_default();
         text.parse()
             .map_err(|error| problem(400, &format!("{error}")))
