@@ -46,6 +46,8 @@ const LOBBY_MAX: usize = 256;
 const RELAYED_MAX: usize = 16;
 /// Descriptors that one request needs beside the client's: our end, and two in tiny_http, which panics without.
 const DESCRIPTORS_NEEDED: usize = 3;
+/// And for the queue itself, which opens the file anew for more readers at a time: three for each.
+const DESCRIPTORS_SPARED: usize = 9;
 /// When no connection can be accepted for want of descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -246,6 +248,7 @@ impl Gate {
                     && connection.disown(self.poll.registry())
                 {
                     self.relayed -= 1;
+                    self.backend.look();
                     self.drive(slot);
                 }
             }
@@ -443,6 +446,7 @@ impl Gate {
                 }
                 Err(error) => {
                     log::warn!("an HTTP request is refused: {error}");
+                    self.backend.look();
                     connection.refuse(503, "the server is out of descriptors");
                 }
             }
@@ -452,7 +456,8 @@ impl Gate {
 
     /// Whether there are descriptors for one more request, and for those on their way into tiny_http.
     fn spare(&self) -> io::Result<()> {
-        let count = DESCRIPTORS_NEEDED * (1 + self.backend.on_the_way());
+        let on_the_way = self.backend.on_the_way().min(RELAYED_MAX);
+        let count = DESCRIPTORS_SPARED + DESCRIPTORS_NEEDED * (1 + on_the_way);
         let spare: io::Result<Vec<_>> = (0..count).map(|_| self.probe.try_clone()).collect();
         spare.map(|_| ())
     }
