@@ -24,7 +24,7 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "wwN/sQD8Nq5ofXaow+eo2Aaisy0o9FRt0Pzw6l+n1U8=",
+    "LlbVc10MlH2WPeXtbkyjxxdSVCq3faI6P4CXx24sPLI=",
     "fyjwpFA9FmB3VUVZG296d+gW6u1Vk1Hxt+9p3Zo0x50="
 );
 const SIGN_IN_POLICY: &str = policy!(

@@ -192,26 +192,33 @@ pub(crate) enum Answer {
 
 impl PhaseError {
     fn new(answer: Answer, message: impl Into<String>) -> PhaseError {
-        let backtrace = std::backtrace::Backtrace::capture();
-        let captured = backtrace.status() == std::backtrace::BacktraceStatus::Captured;
         PhaseError {
             answer,
             cause: ErrorCause::Error,
             message: message.into(),
-            backtrace: captured.then(|| backtrace.to_string()),
+            backtrace: None,
         }
+    }
+
+    /// Where it was made, if `RUST_BACKTRACE` asks for it. Naming the places takes a tenth of a second in a large program: what is
+    /// no error of the job goes without.
+    fn traced(mut self) -> PhaseError {
+        let backtrace = std::backtrace::Backtrace::capture();
+        let captured = backtrace.status() == std::backtrace::BacktraceStatus::Captured;
+        self.backtrace = captured.then(|| backtrace.to_string());
+        self
     }
 
     /// Try again, by the retry policy.
     #[must_use]
     pub fn retry(message: impl Into<String>) -> PhaseError {
-        PhaseError::new(Answer::Retry, message)
+        PhaseError::new(Answer::Retry, message).traced()
     }
 
     /// Try again after `delay` instead of the policy's, if the policy has a try left.
     #[must_use]
     pub fn retry_after(delay: Duration, message: impl Into<String>) -> PhaseError {
-        PhaseError::new(Answer::RetryAfter(delay), message)
+        PhaseError::new(Answer::RetryAfter(delay), message).traced()
     }
 
     /// Not now: run this phase again after `delay`. No try is charged and no error recorded.
@@ -223,7 +230,7 @@ impl PhaseError {
     /// The job has failed; no more tries.
     #[must_use]
     pub fn fail(message: impl Into<String>) -> PhaseError {
-        PhaseError::new(Answer::Fail, message)
+        PhaseError::new(Answer::Fail, message).traced()
     }
 
     /// Cancel the job from within.
@@ -233,10 +240,7 @@ impl PhaseError {
     }
 
     pub(crate) fn stopped() -> PhaseError {
-        PhaseError {
-            backtrace: None,
-            ..PhaseError::new(Answer::Stopped, "stopped: the job was told to")
-        }
+        PhaseError::new(Answer::Stopped, "stopped: the job was told to")
     }
 
     pub(crate) fn with_cause(mut self, cause: ErrorCause) -> PhaseError {

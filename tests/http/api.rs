@@ -221,3 +221,67 @@ fn five_hundred_streams_end_whole_within_two_seconds() {
         assert!(stream.is_whole && !stream.has_half_an_event());
     }
 }
+
+#[cfg(feature = "webhook")]
+#[test]
+fn a_job_is_shown_with_its_deliveries_and_they_are_sent_again() {
+    use stepwell::webhook::Endpoint;
+    use stepwell::{DeliveryStatus, EventKind, NewJob};
+
+    let served = Served::new();
+    // Nobody is there, and loopback is not allowed: it is given up at once.
+    let endpoint = Endpoint::new("http://127.0.0.1:9/hooks?token=secret")
+        .unwrap()
+        .events([EventKind::Completed]);
+    let job = NewJob::new("work", &json!(1)).unwrap().webhook(endpoint);
+    let id = served.queue.enqueue_job(job).unwrap().id;
+    let failed = |count: usize| {
+        let started = std::time::Instant::now();
+        loop {
+            let page = served
+                .queue
+                .deliveries(&stepwell::DeliveryQuery::new().job(id))
+                .unwrap();
+            let over = page
+                .deliveries
+                .iter()
+                .find(|one| one.status == DeliveryStatus::Failed);
+            if let Some(one) = over
+                && served.queue.delivery(one.id).unwrap().unwrap().log.len() == count
+            {
+                return one.id;
+            }
+            assert!(started.elapsed() < crate::support::PATIENCE, "{page:?}");
+            std::thread::yield_now();
+        }
+    };
+    let delivery = failed(1);
+    let answer = served.get(&format!("/api/jobs/{id}"));
+    assert!(!answer.body.contains("token"), "{}", answer.body);
+    let shown = &answer.json()["deliveries"][0];
+    assert_eq!(
+        (&shown["status"], &shown["event"]),
+        (&json!("failed"), &json!("job:completed"))
+    );
+    let one = served.get(&format!("/api/deliveries/{delivery}")).json();
+    assert!(
+        one["log"][0]["error"]
+            .as_str()
+            .unwrap()
+            .contains("not public"),
+        "{one}"
+    );
+    assert!(
+        one.get("body").is_none(),
+        "that may be as secret as a payload"
+    );
+    let again = served.post(&format!("/api/deliveries/{delivery}/redeliver"), "{}");
+    assert_eq!(again.json()["outcome"], "redelivered");
+    failed(2);
+    assert_eq!(served.get("/api/deliveries/77").status, 404);
+    assert_eq!(served.get("/api/deliveries/x").status, 400);
+    assert_eq!(
+        served.post("/api/deliveries/77/redeliver", "{}").status,
+        404
+    );
+}
