@@ -135,7 +135,7 @@ pub(super) struct Tx<'c> {
     pub(super) conn: &'c Connection,
     held: Held<'c>,
     names: &'c mut Names,
-    known: &'c mut Known,
+    pub(super) known: &'c mut Known,
     pub(super) holders_seen: &'c mut (i64, String),
     /// Inputs that were read with their due jobs, for the claims that follow.
     inputs: HashMap<JobId, String>,

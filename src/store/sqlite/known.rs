@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use crate::error::Result;
 use crate::job::{JobId, JobStatus};
+use crate::store::outbox::EndpointRow;
 use crate::store::sqlite::rows::number;
 use crate::store::{Head, TypeRow};
 use crate::transition::JobRow;
@@ -23,6 +24,8 @@ const RUNNING_MAX: usize = 4096;
 pub(super) struct Known {
     version: Option<i64>,
     pub(super) head: Option<Head>,
+    /// The webhook endpoints that have a name.
+    pub(super) endpoints: Option<Vec<EndpointRow>>,
     types: HashMap<Arc<str>, TypeRow>,
     /// Jobs under way: their next change comes soon, and most likely from us.
     running: HashMap<JobId, JobRow>,

@@ -114,7 +114,12 @@ pub(super) const LIST_OF_JOB: &str = concat!(
 
 impl OutboxRows for Tx<'_> {
     fn named_endpoints(&mut self) -> Result<Vec<EndpointRow>> {
-        endpoints(self.conn, SELECT_NAMED, params![])
+        if let Some(endpoints) = &self.known.endpoints {
+            return Ok(endpoints.clone());
+        }
+        let endpoints = endpoints(self.conn, SELECT_NAMED, params![])?;
+        self.known.endpoints = Some(endpoints.clone());
+        Ok(endpoints)
     }
 
     fn endpoints_of(&mut self, job: JobId) -> Result<Vec<EndpointRow>> {
@@ -126,6 +131,7 @@ impl OutboxRows for Tx<'_> {
     }
 
     fn put_endpoint(&mut self, row: &EndpointRow) -> Result<i64> {
+        self.known.endpoints = None;
         let EndpointSpec {
             url,
             events,
