@@ -9,13 +9,14 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ureq::Agent;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::NextTimeout;
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
-/// Special addresses: IANA's registries of 2026 (<https://www.iana.org/assignments/iana-ipv4-special-registry>), as first address
-/// and length of the prefix.
+/// What is not public in IANA's registry of special addresses (<https://www.iana.org/assignments/iana-ipv4-special-registry>), as
+/// first address and length of the prefix.
 const DENIED_V4: [(Ipv4Addr, u32); 15] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -35,7 +36,7 @@ const DENIED_V4: [(Ipv4Addr, u32); 15] = [
 ];
 /// The same (<https://www.iana.org/assignments/iana-ipv6-special-registry>). `::/96` holds the unspecified address, loopback and what
 /// was compatible with IPv4; what carries an IPv4 address is denied whatever that is.
-const DENIED_V6: [(Ipv6Addr, u32); 13] = [
+const DENIED_V6: [(Ipv6Addr, u32); 15] = [
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 0), 96),
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
     (Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, 0, 0), 96),
@@ -45,6 +46,8 @@ const DENIED_V6: [(Ipv6Addr, u32); 13] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
     (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
+    (Ipv6Addr::new(0x5f00, 0, 0, 0, 0, 0, 0, 0), 16),
     (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
     (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
     (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10),
@@ -69,12 +72,22 @@ pub(super) fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// A client that connects to public addresses, and to the hosts of `allow_private`.
+pub(super) fn agent(config: Config, allow_private: Vec<String>) -> Agent {
+    let names = DefaultResolver::default();
+    let resolver = PublicOnly {
+        names,
+        allow_private,
+    };
+    Agent::with_parts(config, DefaultConnector::default(), resolver)
+}
+
 /// Resolves names, and refuses those that lead to an address that is not public.
 #[derive(Debug)]
-pub(super) struct PublicOnly<R = DefaultResolver> {
-    pub(super) names: R,
+struct PublicOnly<R = DefaultResolver> {
+    names: R,
     /// Hosts that may be anywhere: as they are written in the URL, in lower case.
-    pub(super) allow_private: Vec<String>,
+    allow_private: Vec<String>,
 }
 
 /// Why a name was refused.
@@ -222,6 +235,8 @@ mod tests {
         "[fec0::1]",
         "[ff02::1]",
         "[100::1]",
+        "[3fff::1]",
+        "[5f00::1]",
         "[2001:10::1]",
         "[2001:20::1]",
     ];
@@ -267,7 +282,7 @@ mod tests {
                 Sent::Failed(problem) => {
                     let unknown = problem.contains("name is not known")
                         || problem.contains("lookup")
-                        || problem.contains("in time");
+                        || problem.contains("was not resolved in time");
                     assert!(unknown, "{host}: {problem}");
                 }
                 Sent::Answered { .. } | Sent::Cut => panic!("{host}: {sent:?}"),

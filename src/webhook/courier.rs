@@ -231,8 +231,7 @@ impl Courier {
                 shown_url(&delivery.url)
             );
         }
-        // An answer shows that somebody is there, whatever it says.
-        let ending = if matches!(status, Some(200..=499)) {
+        let ending = if verdict == Verdict::Delivered {
             Ending::Worked
         } else {
             Ending::Failed

@@ -186,7 +186,7 @@ impl Dispatch {
         let Some(delivery) = rows.iter().find(is_wanted).cloned() else {
             return Ok(None);
         };
-        let host = host_of(&delivery.url).to_owned();
+        let host = host_of(&delivery.url);
         let count = self.hosts.entry(host.clone()).or_insert(0);
         if *count >= HOST_MAX {
             return Ok(None);
@@ -207,8 +207,33 @@ impl Dispatch {
     }
 }
 
-/// The part of a URL that names a host and a port. What is no URL is a host of its own.
-fn host_of(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.split(['/', '?', '#']).next().unwrap_or_default()
+/// The part of a URL that names a host and a port, in one spelling. What is no URL is a host of its own.
+fn host_of(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let port = if scheme.eq_ignore_ascii_case("https") {
+        ":443"
+    } else {
+        ":80"
+    };
+    let host = host.to_ascii_lowercase();
+    host.strip_suffix(port).map(str::to_owned).unwrap_or(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_the_same_in_any_spelling() {
+        for url in [
+            "http://A.example/x",
+            "http://a.example:80",
+            "HTTP://a.EXAMPLE?x",
+            "https://a.example:443/#y",
+        ] {
+            assert_eq!(host_of(url), "a.example", "{url}");
+        }
+        assert_eq!(host_of("http://a.example:443/"), "a.example:443");
+    }
 }

@@ -53,7 +53,9 @@ impl Schedule {
             return Some(asked.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
         }
         let share = 1.0 + self.jitter * (2.0 * unit(seed ^ u64::from(failed)) - 1.0);
-        Some(delay.mul_f64(share))
+        // The longest is so long that it could not be spread.
+        let spread = Duration::try_from_secs_f64(delay.as_secs_f64() * share);
+        Some(spread.unwrap_or(delay))
     }
 }
 
@@ -86,6 +88,15 @@ mod tests {
         assert_eq!(asked(2), Some(Duration::from_secs(2)));
         assert_eq!(asked(0), Some(Duration::from_secs(1)));
         assert_eq!(asked(1 << 40), Some(Duration::from_secs(86_400)));
+    }
+
+    #[test]
+    fn a_wait_without_end_is_no_panic() {
+        let schedule = Schedule {
+            delays: vec![Duration::MAX; 2],
+            jitter: 1.0,
+        };
+        assert!((0..50).all(|seed| schedule.next_delay(1, None, seed).is_some()));
     }
 
     #[test]

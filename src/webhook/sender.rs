@@ -3,12 +3,11 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
-use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Timeout};
 
 use crate::sync::{AtomicBool, Ordering};
 use crate::time::Timestamp;
-use crate::webhook::address::{Denied, PublicOnly};
+use crate::webhook::address::{Denied, agent};
 use crate::webhook::endpoint::{check, is_https};
 use crate::webhook::secret::Secret;
 use crate::webhook::signature::sign;
@@ -79,12 +78,8 @@ impl Sender {
             .timeout_connect(Some(timeouts.connect))
             .timeout_global(Some(timeouts.total))
             .build();
-        let resolver = PublicOnly {
-            names: ureq::unversioned::resolver::DefaultResolver::default(),
-            allow_private,
-        };
         Sender {
-            agent: Agent::with_parts(config, DefaultConnector::default(), resolver),
+            agent: agent(config, allow_private),
             is_https_only,
             is_cut: AtomicBool::new(false),
         }
@@ -187,4 +182,26 @@ fn failed(error: &ureq::Error) -> Sent {
         Error::ConnectionFailed => "no connection".to_owned(),
         _ => "the request failed".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = Timestamp::from_millis(1_445_412_480_000);
+        let wait = |text| wait_of(text, now).map(|wait| wait.as_secs());
+        assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait("Wed, 21 Oct 2015 07:28:05 GMT"), Some(5));
+        assert_eq!(wait("Wednesday, 21-Oct-15 07:28:07 GMT"), Some(7));
+        assert_eq!(
+            wait("Wed, 21 Oct 2015 07:27:00 GMT"),
+            Some(0),
+            "it has passed"
+        );
+        for bad in ["", "-1", "soon", "1.5", "Wed, 32 Oct 2015 07:28:05 GMT"] {
+            assert_eq!(wait(bad), None, "{bad}");
+        }
+    }
 }
