@@ -263,7 +263,7 @@ impl Gate {
         if let Some(connection) = &mut self.slots[slot] {
             self.relayed -= usize::from(connection.stop_relaying(self.poll.registry()));
             if has_room {
-                let stream = Stream::new(start, connection.is_http_10);
+                let stream = Stream::new(start, connection.is_http_10, &self.feed.ring.lock());
                 connection.begin(stream);
                 self.streams += 1;
             } else {
