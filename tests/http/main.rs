@@ -9,6 +9,8 @@
 mod api;
 mod browser;
 mod gate;
+mod health;
+mod openapi;
 mod resume;
 mod security;
 mod streams;
