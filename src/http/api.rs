@@ -92,6 +92,8 @@ pub(super) fn job(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     let mut shown = shown(site, &job);
     shown.insert("payloads_shown".to_owned(), json!(site.shows_payloads));
     shown.insert("hindrances".to_owned(), json!(hindrances));
+    let progress = site.engine.bus.progress_of(id);
+    shown.insert("progress".to_owned(), json!(progress));
     shown.insert("events".to_owned(), json!(events));
     shown.insert("deliveries".to_owned(), json!(deliveries));
     Ok(Answer::json(&shown).into())

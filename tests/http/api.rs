@@ -78,6 +78,9 @@ fn a_job_is_cancelled_retried_and_deleted() {
     let id = served.jobs.enqueue(&json!({"wait": true})).unwrap();
     served.wait_for(id, JobStatus::Running);
     let job = |action: &str| format!("/api/jobs/{id}{action}");
+    crate::support::until("its progress is told", || {
+        served.get(&job("")).json()["progress"]["message"] == "half\r\nid: 7"
+    });
     assert_eq!(
         served.post(&job("/retry"), "{\"from\":\"failed\"}").status,
         409
