@@ -59,7 +59,8 @@ pub(super) fn sign_in(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     }
 }
 
-pub(super) fn sign_out(_: &Site, _: &Call<'_>) -> Result<Reply, Answer> {
+pub(super) fn sign_out(_: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
+    call.only(&[])?;
     Ok(Answer::empty()
         .with("Set-Cookie", &Guard::sign_out())
         .into())

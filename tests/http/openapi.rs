@@ -438,7 +438,7 @@ fn what_is_refused_is_a_problem_of_the_shape_that_the_document_has() {
     };
     for (method, path, headers, status) in [
         ("PUT", "/api/jobs", JSON, 405),
-        ("GET", "/api/jobs/bulk", "", 400),
+        ("GET", "/api/jobs/bulk", "", 405),
         ("GET", "/nowhere", "", 404),
         ("GET", "/api/jobs", "Host: evil.example\r\n", 421),
         ("GET", "/api/jobs", "Origin: http://evil.example\r\n", 403),
