@@ -278,3 +278,20 @@ fn a_reader_for_which_there_was_no_place_comes_again_by_itself() {
     assert_eq!(event["job_id"], id.as_i64());
     assert!(reader.wait().unwrap().success());
 }
+
+#[test]
+fn the_token_is_entered_in_a_real_browser_and_the_page_is_live_by_its_cookie() {
+    let Some(clients) = clients() else {
+        return;
+    };
+    let token = "0123456789abcdef0123";
+    let served = Served::with(local().token(token));
+    let output = Command::new("node")
+        .arg(script("sign_in.mjs"))
+        .arg(format!("http://{}/", served.addr))
+        .arg(token)
+        .env("STEPWELL_HTTP_CLIENTS", &clients)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
