@@ -236,17 +236,14 @@ fn parse_cursor(cursor: &str) -> Result<(i64, i64)> {
     })
 }
 
-/// At least `limit` events after `after` if there are so many, and a few more at most; oldest first.
+/// Events that one call answers.
+const EVENTS_MAX: usize = 10_000;
+
+/// The first `limit` events after `after`, at most [`EVENTS_MAX`], oldest first.
 pub(crate) fn events_after(reader: &dyn Reader, after: Seq, limit: usize) -> Result<Vec<Event>> {
-    let mut events = Vec::new();
-    for change in reader.changes_after(after, limit.clamp(1, 10_000))? {
-        event::expand(&change, after, &mut events);
-        if events.len() >= limit {
-            events.truncate(limit);
-            break;
-        }
-    }
-    Ok(events)
+    let limit = limit.min(EVENTS_MAX);
+    let changes = reader.changes_after(after, limit)?;
+    Ok(event::expand_all(changes, after, limit))
 }
 
 /// Changes of one job that are shown: its newest.

@@ -14,6 +14,7 @@ mod recover;
 mod replan;
 mod replay;
 mod request;
+mod run;
 mod settle;
 
 use std::collections::HashSet;
@@ -140,6 +141,10 @@ cases! {
     prune::an_old_newest_row_calls_for_no_further_step,
     prune::dead_keys_are_dropped_and_live_ones_kept,
     prune::history_ends_where_the_log_was_cut,
+    run::what_happens_to_neighbours_at_once_is_one_row,
+    run::a_run_ends_where_the_next_job_differs,
+    run::a_run_is_of_jobs_that_were_neighbours_before,
+    run::a_row_of_the_log_has_a_limit,
     log::lists_are_paged_newest_first,
     log::lists_of_jobs_that_are_over_go_by_their_end,
     log::readers_resume_in_the_middle_of_a_change,

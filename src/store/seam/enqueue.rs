@@ -112,18 +112,11 @@ impl Commit<'_> {
         let Some((after, plan, job_type)) = claimed else {
             self.rows.insert_job(&row, input, unique_key)?;
             self.head.counts[JobStatus::Pending as usize] += 1;
-            self.log(&unlinked, Change::Created, 1, (0, 0), data)?;
-            return Ok(());
+            return self.log(&unlinked, Change::Created, (0, 0), data);
         };
         self.rows.insert_job(&after, input, unique_key)?;
         self.head.counts[JobStatus::Running as usize] += 1;
-        self.log(
-            &unlinked,
-            Change::CreatedAndClaimed,
-            Change::CreatedAndClaimed.span(),
-            (0, 1),
-            data,
-        )?;
+        self.log(&unlinked, Change::CreatedAndClaimed, (0, 1), data)?;
         self.room -= 1;
         let details = Details {
             input: input.to_owned(),

@@ -84,7 +84,7 @@ impl Commit<'_> {
         let data = change.data.map(serde_json::from_str).transpose();
         let logged = LoggedChange {
             seq: change.seq,
-            span: change.span,
+            span: change.change.span(),
             change: change.change,
             job_id: row.id,
             job_type: self.rows.type_name(row.type_id)?,
@@ -230,14 +230,7 @@ impl Commit<'_> {
         };
         self.rows.update_job(&before, &after)?;
         let about = (before.phase_index, before.attempt);
-        self.log(
-            &before,
-            change,
-            change.span(),
-            about,
-            Some(data.to_string()),
-        )?;
-        Ok(())
+        self.log(&before, change, about, Some(data.to_string()))
     }
 
     /// What a user wants done with endpoints and deliveries.
@@ -381,7 +374,6 @@ fn tells_of_end(delivery: &DeliveryRow, job: &JobRow) -> bool {
 /// A change as it is logged, for those who want to know of it.
 pub(super) struct Notified<'a> {
     pub(super) seq: i64,
-    pub(super) span: i64,
     pub(super) change: Change,
     pub(super) about: (u32, u32),
     pub(super) data: Option<&'a str>,
