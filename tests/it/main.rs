@@ -7,6 +7,7 @@
 )]
 
 mod abandon;
+mod bad_file;
 mod bad_input;
 mod cancel;
 mod client;
