@@ -20,6 +20,7 @@ mod fencing;
 mod outside;
 mod pause;
 mod phases;
+mod release;
 mod retention;
 mod retry;
 mod schedule;
