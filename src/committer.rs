@@ -199,6 +199,11 @@ impl Committer {
         }
     }
 
+    /// Whether a commit is under way, or what follows from it.
+    pub(crate) fn is_led(&self) -> bool {
+        self.state.lock().is_led
+    }
+
     /// Ends the committer thread when the list is empty.
     pub(crate) fn stop(&self) {
         let mut state = self.state.lock();

@@ -147,6 +147,8 @@ pub(crate) fn bulk(
     job_type: Option<&str>,
     expect: Option<usize>,
 ) -> Result<usize> {
+    // Else the name would be written down as that of a type.
+    job_type.map_or(Ok(()), check_type)?;
     let filter = Filter {
         status: Some(status),
         job_type: job_type.map(str::to_owned),
@@ -163,14 +165,16 @@ pub(crate) fn bulk(
 }
 
 pub(crate) fn set_paused(to: &dyn Requests, job_type: Option<&str>, paused: bool) -> Result<()> {
-    if let Some(name) = job_type {
-        config::check_name("job type", name)?;
-    }
+    job_type.map_or(Ok(()), check_type)?;
     to.request(Op::SetPaused {
         job_type: job_type.map(Arc::from),
         paused,
     })
     .map(|_| ())
+}
+
+fn check_type(name: &str) -> Result<()> {
+    config::check_name("job type", name)
 }
 
 pub(crate) fn unexpected(done: &Done) -> Error {
@@ -213,6 +217,11 @@ pub(crate) fn not_found(id: JobId) -> Error {
 
 pub(crate) fn list(reader: &dyn Reader, filter: &ListFilter) -> Result<JobPage> {
     let limit = filter.limit.unwrap_or(50).clamp(1, 1000);
+    filter
+        .filter
+        .job_type
+        .as_deref()
+        .map_or(Ok(()), check_type)?;
     let from = match &filter.cursor {
         None => None,
         Some(cursor) => Some(parse_cursor(cursor)?),

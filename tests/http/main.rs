@@ -9,7 +9,13 @@
 mod api;
 mod browser;
 mod gate;
+#[cfg(feature = "webhook")]
+#[path = "../webhook/receiver.rs"]
+#[allow(dead_code, reason = "the tests of webhooks use more of it")]
+mod receiver;
 mod resume;
 mod security;
 mod streams;
 mod support;
+#[cfg(feature = "webhook")]
+mod together;

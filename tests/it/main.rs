@@ -7,6 +7,7 @@
 )]
 
 mod abandon;
+mod bad_file;
 mod bad_input;
 mod cancel;
 mod client;
@@ -19,6 +20,7 @@ mod fencing;
 mod outside;
 mod pause;
 mod phases;
+mod release;
 mod retention;
 mod retry;
 mod schedule;

@@ -216,6 +216,51 @@ fn a_job_that_retention_deletes_takes_no_delivery_with_it() {
     assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");
 }
 
+/// The seed's finding 6.1: recording what came of a delivery looked for its job, which was not there any more, and failed.
+#[test]
+fn a_delivery_that_ends_after_its_job_was_deleted_is_recorded() {
+    let bench = Bench::new();
+    let (queue, _) = bench.open(quick());
+    let endpoint = bench.endpoint("/held").events([EventKind::Completed]);
+    let job = NewJob::new("import", &1).unwrap().webhook(endpoint);
+    let id = queue.enqueue_job(job).unwrap().id;
+    // It is under way, and the receiver takes its time.
+    bench.receiver.wait_for(1);
+    queue.delete(id).unwrap();
+    assert_eq!(queue.get(id).unwrap(), None);
+    assert_eq!(deliveries(&queue)[0].status, DeliveryStatus::Pending);
+    bench.receiver.let_go();
+    let delivery = wait_over(&queue, 1).remove(0);
+    assert_eq!(
+        (delivery.status, delivery.last_status, delivery.tries),
+        (DeliveryStatus::Delivered, Some(200), 1)
+    );
+    assert_eq!(queue.get(id).unwrap(), None, "it does not come back");
+    let told = queue.events_after(0, 100).unwrap();
+    let last = told.last().unwrap();
+    assert_eq!((last.job_id, last.kind), (id, EventKind::Deleted));
+    assert!(queue.health().is_good());
+    assert_eq!(queue.check().unwrap(), Vec::<String>::new());
+}
+
+/// A note of the seed: who hears of the completion may find `webhook_sent` false; it becomes true with the delivery's own event.
+#[test]
+fn a_completion_is_told_before_its_delivery_and_marked_after_it() {
+    let bench = Bench::new();
+    let (queue, _) = bench.open(quick());
+    let endpoint = bench.endpoint("/held").events([EventKind::Completed]);
+    let job = NewJob::new("import", &1).unwrap().webhook(endpoint);
+    let id = queue.enqueue_job(job).unwrap().id;
+    bench.receiver.wait_for(1);
+    let last = |queue: &stepwell::JobQueue| queue.events_of(id).unwrap().pop().unwrap().kind;
+    assert_eq!(last(&queue), EventKind::Completed);
+    assert!(!queue.get(id).unwrap().unwrap().webhook_sent);
+    bench.receiver.let_go();
+    wait_over(&queue, 1);
+    assert_eq!(last(&queue), EventKind::WebhookDelivered);
+    assert!(queue.get(id).unwrap().unwrap().webhook_sent);
+}
+
 #[test]
 fn endpoints_are_disabled_enabled_and_changed_while_the_queue_runs() {
     let bench = Bench::new();

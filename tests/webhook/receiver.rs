@@ -45,6 +45,7 @@ struct Shared {
     connections: AtomicUsize,
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
+    may_answer: AtomicBool,
     is_over: AtomicBool,
 }
 
@@ -89,6 +90,11 @@ impl Receiver {
     /// Requests at the same time, at most so far.
     pub(crate) fn most_under_way(&self) -> usize {
         self.shared.most_under_way.load(Ordering::SeqCst)
+    }
+
+    /// Answers what waits at `/held`, and all that will come there.
+    pub(crate) fn let_go(&self) {
+        self.shared.may_answer.store(true, Ordering::SeqCst);
     }
 
     #[track_caller]
@@ -199,6 +205,13 @@ fn answer(mut stream: &TcpStream, path: &str, earlier: usize, shared: &Shared) -
         "/always-500" => say("500 Internal Server Error", "", "no"),
         "/gone" => say("410 Gone", "", ""),
         "/later" if earlier == 0 => say("429 Too Many Requests", "retry-after: 2\r\n", ""),
+        "/held" => {
+            let is_over = || shared.is_over.load(Ordering::SeqCst);
+            while !shared.may_answer.load(Ordering::SeqCst) && !is_over() {
+                park_timeout(Duration::from_millis(2));
+            }
+            say("200 OK", "", "thanks")
+        }
         "/slow" => {
             park_timeout(Duration::from_millis(150));
             say("200 OK", "", "thanks")
