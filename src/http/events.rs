@@ -94,7 +94,7 @@ fn from(site: &Site, call: &Call<'_>) -> Result<From, Answer> {
     let oldest = reader.oldest_seq().map_err(|error| failed(&error))?;
     let file_id = &site.feed.file_id;
     let position = frame::parse_id(file_id, requested);
-    if let Some(after) = position.filter(|seq| seq + 1 >= oldest && *seq <= head) {
+    if let Some(after) = position.filter(|seq| (oldest - 1..=head).contains(seq)) {
         return Ok(From {
             after,
             preface: Vec::new(),

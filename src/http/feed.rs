@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::error::{ErrorKind, Result};
 use crate::event::{self, Event, EventKind, Seq};
 use crate::http::ring::{Filter, Frame, Ring};
-use crate::job::JobId;
+use crate::job::{JobId, JobStatus};
 use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, Receiver};
 use crate::time::monotonic;
 
@@ -27,7 +27,7 @@ const EVENTS_BUSY_MAX: usize = 256;
 const PAST_WANTED: usize = 256;
 /// Pieces of the log that are searched for them before another stream has its turn.
 const PAST_PIECES: usize = 8;
-/// Changes of a job that its own stream replays.
+/// Changes of a job that its own stream replays, the newest. A stream that asks for more is told that there is a gap.
 const JOB_CHANGES_MAX: usize = 1000;
 /// A round is followed by a rest of this many times its cost: 10 % of a processor for what is new ...
 const REST_LIVE: u32 = 9;
@@ -137,7 +137,8 @@ impl Feed {
     /// Fills the ring while there are streams. False when nothing will come any more.
     fn follow(&self, mut newest: Seq, tell: &dyn Fn(News)) -> bool {
         let bus = &self.engine.bus;
-        let (_, mut seen) = bus.progress_after(u64::MAX);
+        // The first round has the newest progress of every job under way.
+        let mut seen = 0;
         let mut is_busy = false;
         while self.demand.lock().streams > 0 {
             let head = self.ring.lock().head();
@@ -278,10 +279,24 @@ impl Feed {
     }
 
     fn past_of_job(&self, ask: &Ask, id: JobId) -> Result<Past> {
-        // The head first: what comes after it comes by the ring.
-        let head = self.engine.reader.head()?.seq;
+        let reader = &self.engine.reader;
+        // The status first: what ends the job later has a number of its own. Then the head: what comes after it comes by the ring.
+        let was_over = reader.status(id)?.is_none_or(JobStatus::is_terminal);
+        let head = reader.head()?.seq;
         let mut events = Vec::new();
-        for change in self.engine.reader.changes_of(id, JOB_CHANGES_MAX)? {
+        let changes = reader.changes_of(id, JOB_CHANGES_MAX)?;
+        if let Some(oldest) = changes.first().map(|change| change.seq)
+            && changes.len() == JOB_CHANGES_MAX
+            && (1..oldest - 1).contains(&ask.after)
+        {
+            return Ok(Past {
+                to: head,
+                gap: Some((oldest, head)),
+                is_over: was_over,
+                ..Past::default()
+            });
+        }
+        for change in changes {
             event::expand(&change, ask.after, &mut events);
         }
         events.retain(|event| event.seq <= head);
@@ -289,9 +304,9 @@ impl Feed {
             .iter()
             .map(|event| Arc::new(Frame::new(&self.file_id, event)))
             .collect();
-        // Without an event after `ask.after` the job is as the client knows it.
-        let ended = frames.last().is_some_and(|frame| frame.ends_job());
-        let is_over = ended || self.engine.reader.status(id)?.is_none();
+        // Of a job that is over the end may be pruned, or before `ask.after`.
+        let is_over = frames.last().map_or(was_over, |frame| frame.ends_job())
+            || reader.status(id)?.is_none();
         Ok(Past {
             frames: frames
                 .into_iter()

@@ -43,6 +43,8 @@ pub(super) struct Stream {
     place: Place,
     /// Every event up to this one was looked at.
     scanned: Seq,
+    /// Progress from this place of the ring on is news; what is before it was told to others, and is old.
+    live_from: u64,
     past: VecDeque<Arc<Frame>>,
     replays_job: bool,
     /// HTTP/1.0 knows no chunks.
@@ -68,7 +70,7 @@ pub(super) fn overloaded(headers: &str) -> Vec<u8> {
 }
 
 impl Stream {
-    pub(super) fn new(start: Start, is_plain: bool) -> Stream {
+    pub(super) fn new(start: Start, is_plain: bool, ring: &Ring) -> Stream {
         let framing = if is_plain {
             ""
         } else {
@@ -79,6 +81,7 @@ impl Stream {
             filter: start.filter,
             place: Place::Log,
             scanned: start.after,
+            live_from: ring.end(),
             past: VecDeque::new(),
             replays_job: start.replays_job,
             is_plain,
@@ -111,8 +114,16 @@ impl Stream {
             let Some(frame) = self.next(ring) else {
                 break;
             };
-            // Progress has no number of its own: it is as old as the event before it.
-            if frame.seq.max(frame.after + 1) <= self.scanned {
+            let is_old = match self.place {
+                // Progress has no number: it is as old as the event before it. The place is the one after its own.
+                Place::Ring(next) if frame.seq == 0 => {
+                    next <= self.live_from || frame.after < self.scanned
+                }
+                Place::Ring(_) | Place::Log | Place::Asked | Place::Past(_) => {
+                    frame.seq <= self.scanned
+                }
+            };
+            if is_old {
                 continue;
             }
             self.scanned = self.scanned.max(frame.seq);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Served, connect, raw, read_answer, until};
+use crate::support::{Served, builder, connect, job_type, local, raw, read_answer, until};
 
 #[test]
 fn a_request_that_is_no_request_is_refused_and_the_server_stays_up() {
@@ -282,4 +282,82 @@ fn is_served(addr: std::net::SocketAddr) -> bool {
         .write_all(health)
         .and_then(|()| socket.read_to_string(&mut answer));
     asked.is_ok() && answer.starts_with("HTTP/1.1 200")
+}
+
+/// Answers were written by the threads that answer, at the pace of who reads: four slow readers, and nobody got an answer.
+#[test]
+#[cfg(target_os = "linux")]
+fn readers_that_do_not_take_their_answers_hold_nobody_up_and_cost_bounded_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut builder = builder(&dir.path().join("jobs.db"))
+        .max_payload(8 << 20)
+        .http(local().show_payloads());
+    let jobs = builder.register(job_type());
+    let queue = builder.open().unwrap();
+    queue.pause().unwrap();
+    let id = jobs.enqueue(&json!("x".repeat(4 << 20))).unwrap();
+    let addr = queue.http_addr().unwrap();
+    let request = format!("GET /api/jobs/{id} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let before = memory_kib();
+    let stalled: Vec<_> = (0..24)
+        .map(|_| {
+            let asked = crate::support::Stream::asked(addr, &request);
+            let started = Instant::now();
+            assert!(is_served(addr));
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(5), "{took:?}");
+            asked
+        })
+        .collect();
+    let grown = memory_kib().saturating_sub(before);
+    println!("24 readers that take nothing of 4 MiB each: {grown} KiB more");
+    assert!(grown < 300 * 1024, "{grown} KiB");
+    // Who reads gets all of it.
+    let mut reader = crate::support::Stream::asked(addr, &request);
+    let answer = read_answer(&mut reader);
+    assert_eq!(
+        answer.header("Content-Length"),
+        Some(&*answer.body.len().to_string())
+    );
+    drop(stalled);
+}
+
+/// Requests that wait for their turn counted for nothing: as many as there are descriptors, 80 KiB each.
+#[test]
+fn requests_that_wait_are_counted_and_the_oldest_make_room() {
+    let served = Served::new();
+    let file = rusqlite::Connection::open(served.dir.path().join("jobs.db")).unwrap();
+    file.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // Each waits for the file in a thread that answers, and then before these.
+    let pause = "POST /api/queue/pause HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    let mut asked: Vec<_> = (0..600)
+        .map(|_| crate::support::Stream::asked(served.addr, pause))
+        .collect();
+    let mut health = crate::support::Stream::asked(
+        served.addr,
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    );
+    until("they are held", || {
+        asked.iter().filter(|socket| is_closed(socket)).count() >= 600 - 256
+    });
+    file.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(read_answer(&mut health).status, 200);
+    let answered = asked
+        .iter_mut()
+        .filter(|socket| !is_closed(socket))
+        .map(|socket| read_answer(socket).status);
+    let statuses: Vec<_> = answered.collect();
+    assert!(statuses.len() >= 200, "{}", statuses.len());
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+}
+
+/// The other end has closed it, and has said nothing.
+fn is_closed(socket: &TcpStream) -> bool {
+    socket.set_nonblocking(true).unwrap();
+    let peeked = socket.peek(&mut [0]);
+    socket.set_nonblocking(false).unwrap();
+    match peeked {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+    }
 }

@@ -9,6 +9,8 @@
 mod api;
 mod browser;
 mod gate;
+mod health;
+mod openapi;
 #[cfg(feature = "webhook")]
 #[path = "../webhook/receiver.rs"]
 #[allow(dead_code, reason = "the tests of webhooks use more of it")]

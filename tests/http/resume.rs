@@ -4,10 +4,11 @@ use std::io::{BufRead, BufReader, Lines};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use stepwell::JobQueue;
+use stepwell::{JobQueue, JobType, Phase, PhaseError};
 
 use crate::support::{PATIENCE, Sent, Served, Stream, builder, job_type, local};
 
@@ -85,6 +86,7 @@ fn an_id_that_means_nothing_here_gives_a_reset_first_and_then_goes_on() {
         "0123456789ab-3",
         "x",
         &format!("{file_id}-{}", head + 1),
+        &format!("{file_id}-{}", i64::MAX),
         &format!("{file_id}-x"),
     ] {
         let mut stream = served.stream("/events", &last_id(id));
@@ -129,6 +131,75 @@ fn an_id_whose_part_of_the_log_is_gone_gives_a_reset_first() {
     assert_eq!(
         (&next.name[..], next.data["job_id"].as_i64()),
         ("job:created", Some(id.as_i64()))
+    );
+}
+
+/// A client that follows a job which is over would wait for ever. Told once where it is, it comes again and gets a 204.
+#[test]
+fn a_stream_of_a_job_that_is_over_ends_whatever_became_of_its_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = stepwell::Retention::forever().events(stepwell::Keep::newest(20));
+    let mut builder = builder(&dir.path().join("jobs.db"))
+        .retention(keep)
+        .http(local());
+    let jobs = builder.register(job_type());
+    let queue = builder.open().unwrap();
+    let run = |n: i64| {
+        let id = jobs.enqueue(&json!(n)).unwrap();
+        queue.wait(id, PATIENCE).unwrap();
+        id
+    };
+    let first = run(0);
+    while queue.oldest_seq().unwrap() < 10 {
+        run(1);
+    }
+    let addr = queue.http_addr().unwrap();
+    let path = format!("/jobs/{first}/events");
+    let mut gone = Stream::open(addr, &path, "");
+    assert_eq!((gone.rest(), gone.is_whole), (Vec::new(), true));
+    let mut foreign = Stream::open(addr, &path, &last_id("0123456789ab-3"));
+    let heard = foreign.rest();
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert_eq!((&heard[0].name[..], foreign.is_whole), ("reset", true));
+    let again = last_id(heard[0].id.as_deref().unwrap());
+    assert_eq!(Stream::open(addr, &path, &again).status, 204);
+}
+
+#[test]
+fn a_job_with_more_past_than_is_read_gives_a_reset_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut builder = builder(&dir.path().join("jobs.db")).http(local());
+    let jobs = builder.register(
+        JobType::<u32>::new("patient").phase(Phase::<u32>::new("only"), {
+            let left = AtomicU32::new(600);
+            move |cx| match left.fetch_sub(1, Ordering::Relaxed) {
+                0 | 1 => Ok(*cx.input()),
+                _ => Err(PhaseError::snooze(Duration::ZERO)),
+            }
+        }),
+    );
+    let queue = builder.open().unwrap();
+    let id = jobs.enqueue(&1).unwrap();
+    queue.wait(id, PATIENCE).unwrap();
+    let log = queue.events_after(0, 10_000).unwrap();
+    assert!(log.len() > 1200, "{}", log.len());
+    let (addr, file_id) = (queue.http_addr().unwrap(), queue.file_id().unwrap());
+    let path = format!("/jobs/{id}/events");
+    // What is left out is not left out in silence.
+    let heard = Stream::open(addr, &path, &last_id(&format!("{file_id}-5"))).rest();
+    assert_eq!(heard[0].name, "reset", "{:?}", heard[0]);
+    assert_eq!(heard[0].data["requested"], format!("{file_id}-5"));
+    assert_eq!(heard.len(), 1);
+    // Whoever begins anew gets the newest part, without a gap.
+    let heard = Stream::open(addr, &path, "").rest();
+    assert!(heard.len() >= 1000, "{}", heard.len());
+    let first = usize::try_from(heard[0].seq()).unwrap();
+    assert_eq!(
+        heard.iter().map(Sent::seq).collect::<Vec<_>>(),
+        log[first - 1..]
+            .iter()
+            .map(|event| event.seq)
+            .collect::<Vec<_>>()
     );
 }
 

@@ -69,6 +69,11 @@ fn a_stream_of_everything_begins_now_and_tells_progress_without_an_id() {
     for sent in &heard {
         assert_eq!(sent.id.is_none(), sent.name == "job:progress", "{sent:?}");
     }
+    let progress = heard.iter().find(|it| it.id.is_none());
+    assert_eq!(
+        progress.map(|it| &it.data["message"]),
+        Some(&json!("half\r\nid: 7"))
+    );
     let seqs: Vec<_> = heard
         .iter()
         .filter(|it| it.id.is_some())
@@ -78,6 +83,27 @@ fn a_stream_of_everything_begins_now_and_tells_progress_without_an_id() {
         seqs.windows(2).all(|pair| pair[1] == pair[0] + 1),
         "{seqs:?}"
     );
+}
+
+/// Progress that others were told long ago came first, all of it: a client that breaks off after a few events never got on.
+#[test]
+fn a_stream_that_resumes_gets_the_log_and_no_old_progress() {
+    let served = Served::new();
+    let mut live = served.stream("/events", "");
+    for _ in 0..10 {
+        let id = served.jobs.enqueue(&json!({"wait": true})).unwrap();
+        live.until("job:progress");
+        assert_eq!(served.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+        live.until("job:cancelled");
+    }
+    let head = served.queue.stats().unwrap().head_seq;
+    let first = format!("{}-0", served.queue.file_id().unwrap());
+    let mut again = served.stream("/events", &format!("Last-Event-ID: {first}\r\n"));
+    for seq in 1..=head {
+        let sent = again.next().unwrap();
+        assert!(sent.id.is_some(), "before {seq}: {sent:?}");
+        assert_eq!(sent.seq(), seq);
+    }
 }
 
 #[test]

@@ -252,7 +252,10 @@ impl Stream {
 
     /// The next event; nothing when the stream has ended.
     pub(crate) fn next(&mut self) -> Option<Sent> {
+        let started = Instant::now();
         loop {
+            // Comments come for ever.
+            assert!(started.elapsed() < PATIENCE, "an event, in time");
             while let Some((block, rest)) = self.text.split_once("\n\n") {
                 let (block, rest) = (block.to_owned(), rest.to_owned());
                 self.text = rest;

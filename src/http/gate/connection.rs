@@ -29,8 +29,8 @@ const STALL_TIME: Duration = Duration::from_secs(10);
 const BEAT_TIME: Duration = Duration::from_secs(15);
 /// For a client to read our last words before it gets a reset for what we did not read.
 const LINGER_TIME: Duration = Duration::from_secs(2);
-/// What of an answer waits here; the rest waits in the kernel and in the handler.
-const ANSWER_MAX: usize = 256 * 1024;
+/// What of one answer waits here, so that a slow reader holds up no handler; the rest waits in the kernel and in the handler.
+const ANSWER_MAX: usize = 32 << 20;
 
 enum State {
     /// The request is not whole.
@@ -62,7 +62,6 @@ struct Relay {
     answer: Vec<u8>,
     given: usize,
     has_begun: bool,
-    is_whole: bool,
     was_looked_after: bool,
 }
 
@@ -147,9 +146,27 @@ impl Connection {
         matches!(self.state, State::Relaying(_))
     }
 
-    /// Nothing is lost with it: it has not said what it wants, or was told everything.
-    pub(super) fn is_idle(&self) -> bool {
-        matches!(self.state, State::Reading { .. } | State::Lingering)
+    /// How little is lost with it, 0 the least; nothing when it is not to be closed for others.
+    pub(super) fn worth(&self) -> Option<u8> {
+        match self.state {
+            // It has not said what it wants, or was told everything.
+            State::Reading { .. } | State::Lingering => Some(0),
+            State::Leaving { .. } => Some(1),
+            State::Waiting { .. } => Some(2),
+            State::Relaying(_) | State::Streaming(_) => None,
+        }
+    }
+
+    /// Bytes of an answer that its client has not taken.
+    pub(super) fn held(&self) -> usize {
+        match &self.state {
+            State::Leaving { out, sent } => out.len() - sent,
+            State::Relaying(relay) => relay.answer.len() - relay.given,
+            State::Reading { .. }
+            | State::Waiting { .. }
+            | State::Streaming(_)
+            | State::Lingering => 0,
+        }
     }
 
     pub(super) fn is_unanswered(&self) -> bool {
@@ -185,7 +202,6 @@ impl Connection {
             answer: Vec::new(),
             given: 0,
             has_begun: false,
-            is_whole: false,
             was_looked_after: false,
         });
         self.deadline = monotonic() + LOOK_TIME;
@@ -310,13 +326,24 @@ impl Connection {
         };
         relay.sent += write(&mut relay.backend, &relay.request[relay.sent..]).unwrap_or(0);
         loop {
-            if !relay.is_whole {
-                // A backend that breaks off has answered what there is.
-                let step = read(&mut relay.backend, &mut relay.answer, ANSWER_MAX);
-                relay.is_whole = matches!(step, Ok(Io::Ended) | Err(_));
+            // A backend that breaks off has answered what there is.
+            let step = read(&mut relay.backend, &mut relay.answer, ANSWER_MAX);
+            let is_whole = matches!(step, Ok(Io::Ended) | Err(_));
+            if is_whole && !relay.has_begun && relay.answer.is_empty() {
+                return Ok(Some(Next::Orphaned));
+            }
+            if is_whole {
+                // The backend is free for others, however long this client takes.
+                let (out, given) = (std::mem::take(&mut relay.answer), relay.given);
+                self.stop_relaying(registry);
+                self.leave(out);
+                if let State::Leaving { sent, .. } = &mut self.state {
+                    *sent = given;
+                }
+                return Ok(None);
             }
             if relay.answer.is_empty() {
-                break;
+                return Ok(Some(Next::Wait));
             }
             relay.has_begun = true;
             let given = write(&mut self.socket, &relay.answer[relay.given..])?;
@@ -330,14 +357,6 @@ impl Connection {
             relay.answer.clear();
             relay.given = 0;
         }
-        if !relay.is_whole {
-            return Ok(Some(Next::Wait));
-        }
-        if !relay.has_begun {
-            return Ok(Some(Next::Orphaned));
-        }
-        self.stop_relaying(registry);
-        self.finish()
     }
 
     fn give_events(&mut self, ring: &Mutex<Ring>) -> io::Result<Option<Next>> {
@@ -387,11 +406,15 @@ impl Connection {
         let State::Leaving { out, sent } = &mut self.state else {
             return Ok(None);
         };
-        *sent += write(&mut self.socket, &out[*sent..])?;
-        if *sent < out.len() {
-            return Ok(Some(Next::Wait));
+        let taken = write(&mut self.socket, &out[*sent..])?;
+        *sent += taken;
+        if *sent == out.len() {
+            return self.finish();
         }
-        self.finish()
+        if taken > 0 && !self.is_closing {
+            self.deadline = monotonic() + STALL_TIME;
+        }
+        Ok(Some(Next::Wait))
     }
 
     /// Everything is said.

@@ -40,8 +40,10 @@ const WAKER: Token = Token(1);
 /// Two tokens for each connection from here on: the client's and the backend's.
 const FIRST: usize = 2;
 
-/// Connections that are no streams. When there are more, the one that has been silent longest is closed.
+/// Connections that are no streams. When there are more, the oldest is closed of those that lose least by it.
 const LOBBY_MAX: usize = 256;
+/// Bytes of answers that clients have not taken. When there are more, the oldest of these connections is closed.
+const HELD_MAX: usize = 64 << 20;
 /// Requests that tiny_http has at a time: it needs a thread for each.
 const RELAYED_MAX: usize = 16;
 /// Descriptors that one request needs beside the client's: our end, and two in tiny_http, which panics without.
@@ -192,6 +194,7 @@ impl Gate {
             }
             self.adopt();
             self.admit();
+            self.shed();
             self.expire();
         }
     }
@@ -263,7 +266,7 @@ impl Gate {
         if let Some(connection) = &mut self.slots[slot] {
             self.relayed -= usize::from(connection.stop_relaying(self.poll.registry()));
             if has_room {
-                let stream = Stream::new(start, connection.is_http_10);
+                let stream = Stream::new(start, connection.is_http_10, &self.feed.ring.lock());
                 connection.begin(stream);
                 self.streams += 1;
             } else {
@@ -358,21 +361,41 @@ impl Gate {
         self.drive(slot);
     }
 
-    /// Closes the connection that has kept its request back longest. False when there is none.
+    /// Makes room by closing a connection: one that keeps its request back, or does not take its answer, or waits for its
+    /// turn. False when there is none.
     fn evict(&mut self) -> bool {
-        let idle = self
+        let least = self
             .slots
             .iter()
             .flatten()
-            .filter(|connection| connection.is_idle());
-        let Some(slot) = idle
-            .min_by_key(|connection| connection.id)
-            .and_then(|connection| self.by_id.get(&connection.id).copied())
-        else {
+            .filter_map(|connection| Some((connection.worth()?, connection.id)))
+            .min();
+        let Some(&slot) = least.and_then(|(_, id)| self.by_id.get(&id)) else {
             return false;
         };
         self.drop_slot(slot);
         true
+    }
+
+    /// Closes the connections that do not take their answers, the oldest first, while these are too many.
+    fn shed(&mut self) {
+        let holders = |slots: &[Option<Connection>]| {
+            let all = slots.iter().flatten();
+            let held = all.map(|connection| (connection.id, connection.held()));
+            held.filter(|(_, held)| *held > 0).collect::<Vec<_>>()
+        };
+        let mut held = holders(&self.slots);
+        held.sort_unstable();
+        let mut sum: usize = held.iter().map(|(_, held)| held).sum();
+        for (id, bytes) in held {
+            if sum <= HELD_MAX {
+                return;
+            }
+            sum -= bytes;
+            if let Some(&slot) = self.by_id.get(&id) {
+                self.drop_slot(slot);
+            }
+        }
     }
 
     fn drop_slot(&mut self, slot: usize) {
@@ -479,6 +502,8 @@ impl Gate {
     fn expire(&mut self) {
         let now = monotonic();
         if self.accept_again.is_some_and(|at| at <= now) {
+            // What was on its way to a server that has died counts as on its way until there is another one.
+            self.backend.look();
             self.accept();
         }
         for slot in 0..self.slots.len() {
