@@ -139,7 +139,12 @@ impl WebhookConfig {
         }
         names.sort();
         let twice = names.windows(2).find(|pair| pair[0] == pair[1]);
-        let problem = if let Some(pair) = twice {
+        let strange = self.allow_private.iter().find(|host| !is_host(host));
+        let problem = if let Some(host) = strange {
+            format!(
+                "allow_private is {host:?}: expected a host alone, without scheme, port and path"
+            )
+        } else if let Some(pair) = twice {
             format!("endpoint {:?} is there twice: names must differ", pair[0])
         } else if names.len() > ENDPOINTS_MAX {
             format!(
@@ -162,6 +167,13 @@ impl WebhookConfig {
             format!("webhooks: {problem}"),
         ))
     }
+}
+
+/// Whether it can be what a URL calls its host; it would else be allowed in vain.
+fn is_host(text: &str) -> bool {
+    let is_strange = |c: char| c.is_whitespace() || c.is_control() || "/\\?#@:".contains(c);
+    let is_ip = text.parse::<std::net::IpAddr>().is_ok();
+    is_ip || !text.is_empty() && !text.contains(is_strange)
 }
 
 /// The configuration in the engine's terms: its endpoints, and how to open who sends to them.

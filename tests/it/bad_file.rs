@@ -55,7 +55,7 @@ fn a_directory_that_cannot_be_written_is_named() {
     assert_refused(
         Client::open(path),
         ErrorKind::Storage,
-        "/proc/jobs.db: the file cannot be created",
+        "/proc/jobs.db: the file cannot be created: check the permissions of its directory",
     );
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use stepwell::webhook::{Endpoint, Secret, Signed, WebhookConfig};
 use stepwell::{Client, DeliveryStatus, ErrorKind, EventKind, Keep, NewJob, Retention, Timestamp};
 
-use crate::receiver::{Receiver, wait_until};
+use crate::receiver::{PATIENCE, Receiver, wait_until};
 use crate::{Bench, deliveries, finish, quick, wait_over};
 
 #[test]
@@ -355,6 +355,28 @@ fn a_configuration_that_cannot_work_is_refused() {
         )
         .contains("there twice")
     );
+    for host in [
+        "",
+        "http://localhost",
+        "localhost:8080",
+        "localhost/",
+        "a b",
+    ] {
+        let says = format!("allow_private is {host:?}: expected a host alone");
+        assert!(refused(WebhookConfig::new().allow_private(host)).contains(&says));
+    }
+    let hosts = [
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        "fd00::1",
+        "my_host.lan",
+        "käse.example",
+    ];
+    let config = hosts
+        .iter()
+        .fold(WebhookConfig::new(), WebhookConfig::allow_private);
+    bench.open(config).0.shutdown(PATIENCE).unwrap();
     assert!(
         refused(
             WebhookConfig::new()

@@ -117,7 +117,10 @@ fn create_private(path: &Path) -> Result<()> {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => {
-            let problem = format!("{}: the file cannot be created", path.display());
+            let problem = format!(
+                "{}: the file cannot be created: check the permissions of its directory",
+                path.display()
+            );
             Err(Error::new(errors::kind_of_io(&error), problem).with_source(error))
         }
     }
