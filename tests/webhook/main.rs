@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
 mod answers;
+mod clock;
 mod delivery;
 mod interop;
 #[cfg(target_os = "linux")]
