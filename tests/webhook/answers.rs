@@ -192,9 +192,15 @@ fn a_private_address_is_refused_and_never_connected_to() {
         queue.enqueue_job(job().webhook(endpoint)).unwrap();
     }
     for delivery in wait_over(&queue, hosts.len()) {
+        // A name may lead elsewhere the next time, a number will not.
+        let tries = if delivery.url.contains("localhost") {
+            3
+        } else {
+            1
+        };
         assert_eq!(
             (delivery.status, delivery.tries),
-            (DeliveryStatus::Failed, 1),
+            (DeliveryStatus::Failed, tries),
             "{delivery:?}"
         );
         assert!(

@@ -7,6 +7,7 @@ mod delivery;
 mod interop;
 #[cfg(target_os = "linux")]
 mod kill;
+mod logs;
 mod receiver;
 mod shutdown;
 
