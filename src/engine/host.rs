@@ -98,6 +98,7 @@ impl Host for Engine {
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
             if let Op::Attempted(attempted) = op {
                 if let Err(error) = answer {
+                    self.with_outlet(|outlet| outlet.not_recorded(&attempted));
                     self.refused(&Op::Attempted(attempted), error);
                 } else {
                     recorded.push(attempted);
@@ -202,7 +203,7 @@ impl Host for Engine {
             | Op::Recover(_)
             | Op::Mail(_)
             | Op::Probe => return,
-            // It is sent again, under the same id.
+            // It is sent again after the next start, under the same id.
             Op::Attempted(attempted) => {
                 log::error!(
                     "delivery {}: what came of it cannot be recorded: {error}",

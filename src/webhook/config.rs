@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::check_name;
-use crate::delivery::EndpointSpec;
+use crate::delivery::{EndpointSpec, NAMED_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::outlet::{OpenOutlet, Outlet};
 use crate::webhook::courier::Courier;
@@ -13,8 +13,6 @@ use crate::webhook::schedule::Schedule;
 use crate::webhook::sender::{Sender, Timeouts};
 
 const THREADS_MAX: usize = 256;
-/// Each event has room for 256 deliveries, those of its job's own endpoints included.
-const ENDPOINTS_MAX: usize = 64;
 
 /// By name.
 type Endpoints = Vec<(Arc<str>, EndpointSpec)>;
@@ -69,7 +67,8 @@ impl WebhookConfig {
     }
 
     /// An endpoint that is told of the events of all jobs. The file remembers it by `name` (1 to 128 of `[A-Za-z0-9_.:-]`), so
-    /// that other processes' jobs are told of, too; one that the configuration names no more is disabled. At most 64.
+    /// that other processes' jobs are told of, too. One that the configuration names no more is disabled; a configuration that
+    /// names none leaves all of them as they are. At most 64.
     #[must_use]
     pub fn endpoint(mut self, name: impl Into<Arc<str>>, endpoint: Endpoint) -> WebhookConfig {
         self.are_https &= endpoint.is_https();
@@ -146,11 +145,8 @@ impl WebhookConfig {
             )
         } else if let Some(pair) = twice {
             format!("endpoint {:?} is there twice: names must differ", pair[0])
-        } else if names.len() > ENDPOINTS_MAX {
-            format!(
-                "{} endpoints: at most {ENDPOINTS_MAX} are allowed",
-                names.len()
-            )
+        } else if names.len() > NAMED_MAX {
+            format!("{} endpoints: at most {NAMED_MAX} are allowed", names.len())
         } else if !(1..=THREADS_MAX).contains(&self.threads) {
             format!("threads is {}: expected 1 to {THREADS_MAX}", self.threads)
         } else if self.schedule.delays.is_empty() {
