@@ -5,11 +5,9 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
-use stepwell::{
-    BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, JobId, RetryFrom,
-};
+use stepwell::{BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, RetryFrom};
 
-use crate::args::RetryOptions;
+use crate::args::{RetryOptions, Which};
 use crate::output::{Output, complain, count, remark};
 use crate::{FAILED, Failure, Result, job_line};
 
@@ -41,9 +39,18 @@ pub fn tell_enqueued(enqueued: &[Enqueued], out: &Output) {
     }
 }
 
-pub fn cancel(client: &Client, ids: &[JobId], out: &mut Output) -> Result<u8> {
+pub fn cancel(client: &Client, which: &Which, out: &mut Output) -> Result<u8> {
+    if let Some(code) = all(
+        client,
+        BulkAction::Cancel,
+        which,
+        ("cancelled", "cancelled"),
+        out,
+    )? {
+        return Ok(code);
+    }
     let mut code = 0;
-    for id in ids {
+    for id in &which.ids {
         let (name, status) = match client.cancel(*id)? {
             CancelOutcome::Cancelled => ("cancelled", None),
             CancelOutcome::AlreadyFinished(status) => ("already_finished", Some(status)),
@@ -78,23 +85,51 @@ pub fn retry(client: &Client, options: &RetryOptions, out: &mut Output) -> Resul
     } else {
         RetryFrom::Failed
     };
-    let Some(status) = options.status else {
-        return each(&options.ids, out, "job", "is tried again", |id| {
-            client.retry(id, from)
-        });
-    };
-    let job_type = options.job_type.as_deref();
-    let retried = client.bulk(BulkAction::Retry(from), status, job_type, options.expect)?;
-    if out.is_json() {
-        out.json(&json!({"retried": retried}))?;
-    } else {
-        out.line(&format!("{} tried again", count(retried, "job")))?;
+    if let Some(code) = all(
+        client,
+        BulkAction::Retry(from),
+        &options.which,
+        ("retried", "tried again"),
+        out,
+    )? {
+        return Ok(code);
     }
-    Ok(0)
+    each(&options.which.ids, out, "job", "is tried again", |id| {
+        client.retry(id, from)
+    })
 }
 
-pub fn delete(client: &Client, ids: &[JobId], out: &mut Output) -> Result<u8> {
-    each(ids, out, "job", "is deleted", |id| client.delete(id))
+pub fn delete(client: &Client, which: &Which, out: &mut Output) -> Result<u8> {
+    if let Some(code) = all(
+        client,
+        BulkAction::Delete,
+        which,
+        ("deleted", "deleted"),
+        out,
+    )? {
+        return Ok(code);
+    }
+    each(&which.ids, out, "job", "is deleted", |id| client.delete(id))
+}
+
+/// Does it to all jobs with a status, or to none; nothing when they are named by their ids.
+fn all(
+    client: &Client,
+    action: BulkAction,
+    which: &Which,
+    (name, what): (&str, &str),
+    out: &mut Output,
+) -> Result<Option<u8>> {
+    let Some(status) = which.status else {
+        return Ok(None);
+    };
+    let changed = client.bulk(action, status, which.job_type.as_deref(), which.expect)?;
+    if out.is_json() {
+        out.json(&json!({ name: changed }))?;
+    } else {
+        out.line(&format!("{} {what}", count(changed, "job")))?;
+    }
+    Ok(Some(0))
 }
 
 pub fn redeliver(client: &Client, ids: &[DeliveryId], out: &mut Output) -> Result<u8> {

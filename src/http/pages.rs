@@ -24,8 +24,8 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "LlbVc10MlH2WPeXtbkyjxxdSVCq3faI6P4CXx24sPLI=",
-    "fyjwpFA9FmB3VUVZG296d+gW6u1Vk1Hxt+9p3Zo0x50="
+    "Qp2TjCH7NG0WnZM0cYL4dC6up1rPOeiicWTGLsllR1A=",
+    "/t1YaboBnZQVIbcfhLZOmfTuCMXbg3UP5JJc4dCOHOc="
 );
 const SIGN_IN_POLICY: &str = policy!(
     "i6yX7vyOhyMbXOeFTfhQLezb1a7TnMaQxd1BwIPZP/8=",
@@ -59,7 +59,8 @@ pub(super) fn sign_in(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     }
 }
 
-pub(super) fn sign_out(_: &Site, _: &Call<'_>) -> Result<Reply, Answer> {
+pub(super) fn sign_out(_: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
+    call.only(&[])?;
     Ok(Answer::empty()
         .with("Set-Cookie", &Guard::sign_out())
         .into())

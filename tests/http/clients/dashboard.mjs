@@ -51,6 +51,38 @@ try {
   await open("#/jobs?status=failed");
   await page.locator("tr", { hasText: "#17" }).waitFor();
 
+  // Rows that somebody reads stay where they are: what is new is offered, not pushed in.
+  await open("#/jobs");
+  await page.locator("tr", { hasText: "#" + panics }).waitFor();
+  await page.locator("tr", { hasText: "#" + slow }).locator("td").nth(1).dblclick({ position: { x: 25, y: 15 } });
+  const top = () => page.locator("tr", { hasText: "#" + slow }).evaluate(row => row.rowIndex);
+  const place = await top();
+  await enqueue({ n: "while somebody reads" });
+  await page.getByRole("button", { name: "1 newer job: show" }).waitFor();
+  assert.equal(await top(), place);
+  assert.equal(await page.evaluate(() => String(getSelection()).trim()), "import", "the selection stays");
+  await page.getByRole("button", { name: "1 newer job: show" }).click();
+  await page.waitForFunction(place => document.querySelector("table.list").rows.length > place + 1, place);
+  assert.equal(await top(), place + 1);
+  await page.evaluate(() => getSelection().removeAllRanges());
+  say("rows stay while they are read");
+
+  // A tab that nobody sees asks for nothing, and catches up when it is seen again.
+  const hide = hidden => page.evaluate(hidden => { Object.defineProperty(document, "hidden", { value: hidden, configurable: true }); document.dispatchEvent(new Event("visibilitychange")); }, hidden);
+  const metric = async () => (await (await fetch(address + "/metrics")).text()).match(/stepwell_http_streams (\d+)/)[1];
+  await hide(true);
+  for (const end = Date.now() + 15000; await metric() !== "0";) assert.ok(Date.now() < end, "the stream is let go");
+  const asked = [];
+  const note = request => asked.push(request.url());
+  page.on("request", note);
+  const unseen = await enqueue({ n: "unseen" });
+  await page.waitForTimeout(2500);
+  assert.deepEqual(asked, [], "nothing is asked while hidden");
+  page.off("request", note);
+  await hide(false);
+  await page.locator("tr", { hasText: "#" + unseen }).locator(".badge.completed").waitFor();
+  say("still while hidden");
+
   // What is open stays open while events come in.
   await open("#/jobs/" + slow);
   await badge("running");
