@@ -17,7 +17,7 @@ use crate::webhook::target::with_query;
 
 /// What is read of an answer, and what is kept of it.
 const ANSWER_READ_MAX: u64 = 64 * 1024;
-const ANSWER_KEPT: usize = 2048;
+pub(super) const ANSWER_KEPT: usize = 2048;
 const HEADERS_MAX: usize = 32 * 1024;
 /// Connections that are kept open for the next delivery, and for how long.
 const IDLE_MAX: usize = 4;
@@ -156,13 +156,19 @@ impl Sender {
         let reader = response.body_mut().with_config().limit(u64::MAX).reader();
         // The status has decided: that the rest cannot be read changes nothing.
         reader.take(ANSWER_READ_MAX).read_to_end(&mut bytes).ok();
-        bytes.truncate(ANSWER_KEPT);
         Sent::Answered {
             status: response.status().as_u16(),
-            answer: String::from_utf8_lossy(&bytes).into_owned(),
+            answer: kept(&bytes),
             retry_after,
         }
     }
+}
+
+/// The beginning of an answer. What is no UTF-8 takes more room as text than it did before.
+fn kept(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(ANSWER_KEPT)]).into_owned();
+    text.truncate(text.floor_char_boundary(ANSWER_KEPT));
+    text
 }
 
 /// The value of `Retry-After`: seconds, or a date. Source: RFC 9110, section 10.2.3.
@@ -210,6 +216,16 @@ fn failed(error: &ureq::Error) -> Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The bug: each byte that was no UTF-8 was kept as three, so that an answer took up to 6 KiB of the file.
+    #[test]
+    fn no_answer_is_kept_longer_than_its_limit() {
+        for byte in [b'x', 0xff, 0xc3] {
+            assert!(kept(&[byte; 3000]).len() <= ANSWER_KEPT, "{byte}");
+        }
+        assert_eq!(kept(&[b'x'; 3000]).len(), ANSWER_KEPT);
+        assert_eq!(kept(b"word"), "word");
+    }
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
