@@ -26,7 +26,7 @@ mod retry;
 mod schedule;
 mod seed;
 mod shutdown;
-#[cfg(all(unix, feature = "signals"))]
+#[cfg(all(target_os = "linux", feature = "signals"))]
 mod signals;
 mod support;
 mod tidy;

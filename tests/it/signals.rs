@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use stepwell::{ErrorKind, InterruptionReason, JobId, JobQueue, JobStatus, JobType};
 
-use crate::support::{Harness, ONE, OtherProcess, TWO, assert_sound, told};
+use crate::support::{Harness, ONE, OtherProcess, PATIENCE, TWO, assert_sound, told};
 
 const PLAYER: &str = "signals::the_process_that_gets_signals";
 const LONG: Duration = Duration::from_secs(60);
@@ -18,23 +18,40 @@ fn is_closed(queue: &JobQueue) -> bool {
     asked.is_err_and(|error| error.kind() == ErrorKind::Closed)
 }
 
+/// Whether this process has a handler for SIGINT and SIGTERM: the bits of their numbers, from 1.
+/// <https://man7.org/linux/man-pages/man5/proc_pid_status.5.html>
+fn is_armed() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+    [Signal::INT, Signal::TERM]
+        .iter()
+        .all(|signal| caught >> (signal.as_raw() - 1) & 1 == 1)
+}
+
+fn pause_while(is_so: impl Fn() -> bool) {
+    while is_so() {
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
 /// In the other process. As an ordinary test it has nothing to do.
 #[test]
 fn the_process_that_gets_signals() {
     let Some((part, path)) = told() else {
         return;
     };
-    let stays = part == "stays";
+    let (stays, asks) = (part == "stays", part != "asks for nothing");
     let own: Arc<OnceLock<JobQueue>> = Arc::default();
     let shared = own.clone();
     let mut builder = Harness::at(&path).builder();
     builder.register(
         JobType::<Value>::new("steps")
             .phase(ONE, move |cx| {
+                // A signal that came before there is a handler would end the process.
+                pause_while(|| asks && !is_armed());
                 OtherProcess::say("inside");
-                while !shared.get().is_some_and(is_closed) {
-                    std::thread::park_timeout(Duration::from_millis(1));
-                }
+                pause_while(|| !shared.get().is_some_and(is_closed));
                 OtherProcess::say("closing");
                 if stays {
                     cx.sleep(LONG)?;
@@ -45,10 +62,12 @@ fn the_process_that_gets_signals() {
     );
     let queue = own.get_or_init(|| builder.open().unwrap());
     queue.enqueue("steps", &Value::Null).unwrap();
-    if part == "asks for nothing" {
-        loop {
-            std::thread::park();
+    if !asks {
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            std::thread::park_timeout(PATIENCE);
         }
+        return;
     }
     let ended = queue.run_until_signal(LONG);
     let again = queue.run_until_signal(LONG).unwrap_err();
