@@ -53,7 +53,7 @@ pub(super) fn sign_in(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
         return Err(problem(409, "this server has no token"));
     }
     let shown = call.text("token")?.unwrap_or_default();
-    match site.guard.sign_in(shown.trim()) {
+    match site.guard.sign_in(call.request, shown.trim()) {
         Some(cookie) => Ok(Answer::empty().with("Set-Cookie", &cookie).into()),
         None => Err(problem(401, "this is not the token")),
     }
@@ -62,7 +62,7 @@ pub(super) fn sign_in(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
 pub(super) fn sign_out(_: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     call.only(&[])?;
     Ok(Answer::empty()
-        .with("Set-Cookie", &Guard::sign_out())
+        .with("Set-Cookie", &Guard::sign_out(call.request))
         .into())
 }
 
