@@ -79,6 +79,8 @@ cases! {
     enqueue::a_new_job_is_not_handed_over_when_it_must_wait,
     claim::claims_go_by_priority_then_time_then_id_across_types,
     claim::a_claim_charges_an_attempt_and_carries_what_a_handler_needs,
+    claim::jobs_past_their_deadline_hide_nobody_behind_them,
+    claim::many_jobs_past_their_deadline_are_left_to_the_next_commit,
     claim::no_more_is_claimed_than_there_is_room_for,
     claim::a_claim_that_ends_makes_room_in_the_same_commit,
     claim::excluded_jobs_stay_and_do_not_count_as_more,
