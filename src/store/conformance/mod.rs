@@ -142,6 +142,7 @@ cases! {
     prune::events_go_by_age_and_numbers_are_never_used_again,
     prune::an_old_newest_row_calls_for_no_further_step,
     prune::dead_keys_are_dropped_and_live_ones_kept,
+    prune::a_key_is_kept_for_a_job_that_can_be_tried_again,
     prune::history_ends_where_the_log_was_cut,
     run::what_happens_to_neighbours_at_once_is_one_row,
     run::a_run_ends_where_the_next_job_differs,

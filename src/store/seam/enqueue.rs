@@ -141,8 +141,16 @@ impl Commit<'_> {
     }
 }
 
+/// Whether a unique key stands for its job, or may again: a job that runs or is over can be tried again.
+pub(crate) fn may_hold(rows: &mut dyn Rows, holder: &Holder, now: Timestamp) -> Result<bool> {
+    if holder.hold == 2 {
+        return Ok(holder.expires > now);
+    }
+    Ok(rows.job(holder.job_id)?.is_some())
+}
+
 /// Whether a unique key still stands for its job.
-pub(crate) fn holds(rows: &mut dyn Rows, holder: &Holder, now: Timestamp) -> Result<bool> {
+fn holds(rows: &mut dyn Rows, holder: &Holder, now: Timestamp) -> Result<bool> {
     if holder.hold == 2 {
         return Ok(holder.expires > now);
     }

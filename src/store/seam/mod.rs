@@ -18,7 +18,7 @@ mod recover;
 mod request;
 mod settle;
 
-pub(crate) use enqueue::holds;
+pub(crate) use enqueue::may_hold;
 
 use serde_json::json;
 
