@@ -18,7 +18,7 @@ mod recover;
 mod request;
 mod settle;
 
-pub(crate) use enqueue::holds;
+pub(crate) use enqueue::may_hold;
 
 use serde_json::json;
 
@@ -144,11 +144,13 @@ struct Extra<'a> {
 impl Commit<'_> {
     fn apply(&mut self, op: &Op) -> Result<Done> {
         match op {
-            Op::Enqueue(jobs) => jobs
-                .iter()
-                .map(|job| self.enqueue(job))
-                .collect::<Result<_>>()
-                .map(Done::Enqueued),
+            Op::Enqueue(jobs) => {
+                let direct = self.request.direct && enqueue::are_in_order(jobs);
+                jobs.iter()
+                    .map(|job| self.enqueue(job, direct))
+                    .collect::<Result<_>>()
+                    .map(Done::Enqueued)
+            }
             Op::Settle(settle) => self.settle(settle).map(Done::Settled),
             Op::Cancel(id) => self.cancel(*id).map(Done::Cancelled),
             Op::Retry(id, from) => {
