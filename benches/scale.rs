@@ -2,21 +2,28 @@
 //! backlog of 1,000,000 and a past of 10,000,000 jobs.
 //!
 //! For each size: how long it takes to open the queue, to enqueue a job, to claim and finish one, to read the counts, and how
-//! much memory the process has.
+//! much memory the process has. All files are made first and written back to the disk. Then a fresh process looks at each in
+//! turn, several times, and the medians are told: so what the machine does meanwhile falls on all sizes alike. Each look leaves
+//! the backlog as long as it was.
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use stepwell::{Durability, JobHandle, JobQueue, JobType, Phase, Retention};
-use support::{Place, figure, median, noop, payload, proc_number, settings, timed};
+use support::{
+    Place, bulk, drain, figure, median, noop, payload, proc_number, rate, settings, timed,
+};
 
 const ONE: Phase<Value> = Phase::new("one");
 /// Operations whose median is a figure.
-const PROBES: usize = 400;
+const PROBES: usize = 1_000;
+/// Jobs that are claimed and finished for a figure.
+const PROCESSED: usize = 20_000;
 
 fn open(db: &Path) -> (JobQueue, JobHandle<Value, Value>) {
     let mut builder = JobQueue::builder(db)
@@ -27,125 +34,123 @@ fn open(db: &Path) -> (JobQueue, JobHandle<Value, Value>) {
     (builder.open().expect("opens"), jobs)
 }
 
-fn fill(jobs: &JobHandle<Value, Value>, count: usize) {
-    for start in (0..count).step_by(10_000) {
-        let inputs: Vec<Value> = (start..count.min(start + 10_000)).map(payload).collect();
-        jobs.enqueue_many(&inputs).expect("enqueues");
-    }
+fn close(queue: &JobQueue) {
+    queue.shutdown(Duration::from_secs(10)).expect("closes");
 }
 
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
+fn medians_of(count: usize, mut act: impl FnMut() -> Duration) -> f64 {
+    median((0..count).map(|_| act().as_secs_f64() * 1e6).collect())
 }
 
 /// Opens the queue of a filled file a few times and measures what a user does first.
-#[allow(clippy::disallowed_methods, reason = "it measures")]
-fn probe(db: &Path, name: &str, size: &str) {
-    let mut opens = Vec::new();
-    for _ in 0..5 {
+fn probe(db: &Path, name: &str) {
+    let opened = medians_of(5, || {
         let mut opened = None;
-        opens.push(millis(timed(|| opened = Some(open(db)))));
-        let (queue, _) = opened.expect("opened");
-        queue.shutdown(Duration::from_secs(10)).expect("closes");
-    }
-    figure(&format!("open_{name}_{size}"), median(opens), "ms");
+        let took = timed(|| opened = Some(open(db)));
+        close(&opened.expect("opened").0);
+        took
+    });
+    figure(&format!("open_{name}"), opened / 1e3, "ms");
     let (queue, jobs) = open(db);
     // Paused: the enqueueing alone.
     queue.pause().expect("pauses");
     let one = payload(1);
-    let enqueues =
-        (0..PROBES).map(|_| timed(|| assert!(jobs.enqueue(&one).is_ok())).as_secs_f64() * 1e6);
-    figure(
-        &format!("enqueue_{name}_{size}"),
-        median(enqueues.collect()),
-        "us",
-    );
-    let stats =
-        (0..PROBES).map(|_| timed(|| drop(queue.stats().expect("counts"))).as_secs_f64() * 1e6);
-    figure(
-        &format!("stats_{name}_{size}"),
-        median(stats.collect()),
-        "us",
-    );
-    // Claim and finish some thousands of the backlog.
-    let before = queue.stats().expect("counts").completed;
-    let started = Instant::now();
-    queue.resume().expect("resumes");
-    let (mut done, mut wait) = (0, queue.subscribe().expect("subscribes"));
-    while done < 5_000 && queue.stats().expect("counts").pending > 0 {
-        wait.recv_timeout(Duration::from_millis(20)).ok();
-        wait = queue.subscribe().expect("subscribes");
-        done = queue.stats().expect("counts").completed - before;
-    }
-    #[allow(clippy::cast_precision_loss, reason = "some thousands")]
-    figure(
-        &format!("process_{name}_{size}"),
-        done as f64 / started.elapsed().as_secs_f64(),
-        "jobs/s",
-    );
+    let enqueue = medians_of(PROBES, || timed(|| assert!(jobs.enqueue(&one).is_ok())));
+    figure(&format!("enqueue_{name}"), enqueue, "us");
+    let stats = medians_of(PROBES, || timed(|| drop(queue.stats().expect("counts"))));
+    figure(&format!("stats_{name}"), stats, "us");
+    bulk(&jobs, PROCESSED - PROBES);
+    figure(&format!("process_{name}"), process(&queue), "jobs/s");
     if let Some(kib) = proc_number("status", "VmRSS") {
         #[allow(clippy::cast_precision_loss, reason = "some thousands")]
-        figure(&format!("rss_{name}_{size}"), kib as f64 / 1024.0, "MiB");
+        figure(&format!("rss_{name}"), kib as f64 / 1024.0, "MiB");
     }
-    queue.shutdown(Duration::from_secs(10)).expect("closes");
+    close(&queue);
 }
 
-/// What the filling left in memory must not count.
-fn probe_in_a_process_of_its_own(place: &Place, name: &str, size: usize) {
-    let program = std::env::current_exe().expect("this program");
-    let words = [
-        place.db().into_os_string(),
-        name.into(),
-        size.to_string().into(),
-    ];
-    let status = Command::new(program)
+/// Claims and finishes some thousands of the backlog, and answers how many a second.
+#[allow(clippy::disallowed_methods, reason = "it measures")]
+fn process(queue: &JobQueue) -> f64 {
+    let completed = || usize::try_from(queue.stats().expect("counts").completed).expect("a count");
+    let (before, started) = (completed(), Instant::now());
+    queue.resume().expect("resumes");
+    let mut done = 0;
+    while done < PROCESSED {
+        std::thread::sleep(Duration::from_millis(1));
+        done = completed() - before;
+    }
+    rate(done, started.elapsed())
+}
+
+/// What the filling left in memory must not count. Answers the figures by name, with their units.
+fn probe_in_a_process_of_its_own(place: &Place, name: &str) -> Vec<(String, f64, String)> {
+    let output = Command::new(std::env::current_exe().expect("this program"))
         .env("STEPWELL_PROBE", "1")
-        .args(words)
-        .status()
+        .arg(place.db())
+        .arg(name)
+        .stderr(Stdio::inherit())
+        .output()
         .expect("runs");
-    assert!(status.success(), "the probe failed");
+    assert!(output.status.success(), "the probe failed");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let figure = |line: &str| {
+        let mut words = line.split(' ').map(str::to_owned);
+        let (name, value) = (words.next()?, words.next()?.parse().ok()?);
+        Some((name, value, words.next()?))
+    };
+    text.lines()
+        .map(|line| figure(line).expect("a figure"))
+        .collect()
+}
+
+/// Files with backlogs and pasts of these sizes.
+fn fill(backlogs: &[usize], pasts: &[usize]) -> Vec<(String, Place)> {
+    let mut files = Vec::new();
+    for &size in backlogs {
+        let place = Place::new();
+        let (queue, jobs) = open(&place.db());
+        queue.pause().expect("pauses");
+        bulk(&jobs, size);
+        close(&queue);
+        files.push((format!("backlog_{size}"), place));
+    }
+    for &size in pasts {
+        let place = Place::new();
+        let (queue, jobs) = open(&place.db());
+        bulk(&jobs, size);
+        drain(&queue);
+        close(&queue);
+        files.push((format!("finished_{size}"), place));
+    }
+    files
 }
 
 fn main() {
     if std::env::var_os("STEPWELL_PROBE").is_some() {
         let words: Vec<String> = std::env::args().skip(1).collect();
-        return probe(Path::new(&words[0]), &words[1], &words[2]);
+        return probe(Path::new(&words[0]), &words[1]);
     }
     settings("scale, durability normal, retention forever");
-    let backlogs: &[usize] = if support::is_long() {
-        &[1_000, 10_000, 100_000, 1_000_000]
+    let files = if support::is_long() {
+        fill(&[1_000, 100_000, 1_000_000], &[0, 1_000_000, 10_000_000])
     } else {
-        &[1_000, 100_000]
+        fill(&[1_000, 100_000], &[0, 100_000])
     };
-    for &size in backlogs {
-        let place = Place::new();
-        let (queue, jobs) = open(&place.db());
-        queue.pause().expect("pauses");
-        fill(&jobs, size.max(5_000 + PROBES));
-        queue.shutdown(Duration::from_secs(10)).expect("closes");
-        drop(queue);
-        probe_in_a_process_of_its_own(&place, "backlog", size);
+    for (_, place) in &files {
+        let file = std::fs::File::open(place.db()).expect("a closed file");
+        file.sync_all().expect("written back");
     }
-    let pasts: &[usize] = if support::is_long() {
-        &[0, 1_000_000, 10_000_000]
-    } else {
-        &[0, 100_000]
-    };
-    for &size in pasts {
-        let place = Place::new();
-        let (queue, jobs) = open(&place.db());
-        fill(&jobs, size);
-        while queue.stats().expect("counts").pending + queue.stats().expect("counts").running > 0 {
-            queue
-                .subscribe()
-                .expect("subscribes")
-                .recv_timeout(Duration::from_millis(50))
-                .ok();
+    let rounds = if support::is_long() { 7 } else { 3 };
+    let mut figures: BTreeMap<String, (Vec<f64>, String)> = BTreeMap::new();
+    for _ in 0..rounds {
+        for (name, place) in &files {
+            for (figure, value, unit) in probe_in_a_process_of_its_own(place, name) {
+                let entry = figures.entry(figure).or_insert((Vec::new(), unit));
+                entry.0.push(value);
+            }
         }
-        queue.pause().expect("pauses");
-        fill(&jobs, 6_000);
-        queue.shutdown(Duration::from_secs(10)).expect("closes");
-        drop(queue);
-        probe_in_a_process_of_its_own(&place, "finished", size);
+    }
+    for (name, (values, unit)) in figures {
+        figure(&name, median(values), &unit);
     }
 }

@@ -199,6 +199,11 @@ impl Committer {
         }
     }
 
+    /// Whether a commit is under way, or what follows from it.
+    pub(crate) fn is_led(&self) -> bool {
+        self.state.lock().is_led
+    }
+
     /// Ends the committer thread when the list is empty.
     pub(crate) fn stop(&self) {
         let mut state = self.state.lock();
@@ -523,11 +528,28 @@ fn gather(state: &mut crate::sync::MutexGuard<'_, State>) {
 
 fn take_batch(state: &mut State) -> Vec<Entry> {
     state.last_length = state.list.len();
-    if state.list.len() <= BATCH_MAX {
+    let mut batch = if state.list.len() <= BATCH_MAX {
         std::mem::take(&mut state.list)
     } else {
         let rest = state.list.split_off(BATCH_MAX);
         std::mem::replace(&mut state.list, rest)
+    };
+    sort_outcomes(&mut batch);
+    batch
+}
+
+/// Puts the outcomes of neighbouring jobs side by side: what happens to neighbours at once is written at once. Those of one job
+/// keep their order, and none is moved past an operation of another kind.
+fn sort_outcomes(batch: &mut [Entry]) {
+    let job = |entry: &Entry| {
+        if let Op::Settle(settle) = &entry.op {
+            Some(settle.id)
+        } else {
+            None
+        }
+    };
+    for outcomes in batch.chunk_by_mut(|a, b| job(a).is_some() && job(b).is_some()) {
+        outcomes.sort_by_key(job);
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! What is stored is a [`Change`]: one row for one transition of a job, in the commit of that transition. A change stands for
 //! one to three events with consecutive numbers, so that finishing a phase and starting the next costs one row and not two.
-//! Readers never see a change; [`expand`] turns each into its [`Event`]s.
+//! Jobs with consecutive ids to which the same happens in one commit share a row, a *run*: first all events of the first job,
+//! then those of the next. Readers never see a change; [`expand`] turns each into its [`Event`]s.
 
 use std::fmt;
 use std::str::FromStr;
@@ -120,7 +121,7 @@ impl EventKind {
             EventKind::PhaseFailed | EventKind::Failed => &["kind", "message"],
             EventKind::Retrying => &["reason", "run_at", "from"],
             EventKind::Interrupted => &["reason", "entered", "charged", "since"],
-            EventKind::Deleted => &["deletedJobId", "reason"],
+            EventKind::Deleted => &["reason"],
             EventKind::Progress => &["fraction", "message"],
             EventKind::WebhookDelivered | EventKind::WebhookFailed => {
                 &["delivery_id", "url", "status", "tries"]
@@ -229,7 +230,6 @@ impl Serialize for Event {
 /// What one stored row of the log records: one transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Change {
-    /// A run of jobs with consecutive ids, enqueued together: one event for each.
     Created = 1,
     CreatedAndClaimed = 2,
     Claimed = 3,
@@ -273,6 +273,9 @@ impl Change {
         Change::WebhookFailed,
     ];
 
+    /// No change has more events.
+    pub(crate) const SPAN_MAX: i64 = 3;
+
     /// The events it stands for, in their order.
     pub(crate) const fn events(self) -> &'static [EventKind] {
         match self {
@@ -299,7 +302,7 @@ impl Change {
         }
     }
 
-    /// How many events; a run of created jobs has one for each job instead.
+    /// How many events of one job.
     pub(crate) fn span(self) -> i64 {
         i64::try_from(self.events().len()).expect("three at most")
     }
@@ -318,10 +321,10 @@ impl Change {
 pub(crate) struct LoggedChange {
     /// The number of its first event.
     pub(crate) seq: Seq,
-    /// How many events.
+    /// How many events, of all jobs.
     pub(crate) span: i64,
     pub(crate) change: Change,
-    /// The job, or the first one of a run.
+    /// The job, or the first one of a run: the others have the ids that follow.
     pub(crate) job_id: JobId,
     pub(crate) job_type: Arc<str>,
     pub(crate) at: Timestamp,
@@ -336,19 +339,28 @@ pub(crate) struct LoggedChange {
 /// The phases of a job, in order. Jobs of one type share it.
 pub(crate) type Plan = Arc<[crate::job::PhaseName]>;
 
+/// The first `most` events of `changes` whose number is greater than `after`. A change may stand for thousands: no more are made than
+/// are wanted.
+pub(crate) fn expand_all(changes: Vec<LoggedChange>, after: Seq, most: usize) -> Vec<Event> {
+    let mut events = Vec::new();
+    for mut change in changes {
+        let room = i64::try_from(most - events.len()).unwrap_or(i64::MAX);
+        let skipped = (after + 1 - change.seq).max(0);
+        change.span = change.span.min(skipped.saturating_add(room));
+        expand(&change, after, &mut events);
+        if events.len() >= most {
+            break;
+        }
+    }
+    events
+}
+
 /// The events of a change whose number is greater than `after`.
 pub(crate) fn expand(change: &LoggedChange, after: Seq, out: &mut Vec<Event>) {
-    let run = change.change == Change::Created;
     let kinds = change.change.events();
     for offset in (after + 1 - change.seq).max(0)..change.span {
-        let position = usize::try_from(offset).unwrap_or(usize::MAX);
-        let Some(&kind) = (if run {
-            kinds.first()
-        } else {
-            kinds.get(position)
-        }) else {
-            return;
-        };
+        let (job_index, position) = (offset / change.change.span(), offset % change.change.span());
+        let kind = kinds[usize::try_from(position).expect("three at most")];
         // A phase that starts after another was completed in the same change is the next one.
         let follows =
             kind == EventKind::PhaseStarted && kinds.first() == Some(&EventKind::PhaseCompleted);
@@ -360,12 +372,15 @@ pub(crate) fn expand(change: &LoggedChange, after: Seq, out: &mut Vec<Event>) {
             .get(phase_index)
             .filter(|_| kind.has_phase())
             .map(|phase| phase.name.clone());
-        let job_id = JobId::from_i64(change.job_id.as_i64() + if run { offset } else { 0 });
-        let data = kind
+        let job_id = JobId::from_i64(change.job_id.as_i64().saturating_add(job_index));
+        let mut data: Map<String, Value> = kind
             .fields()
             .iter()
             .filter_map(|&field| Some((field.to_owned(), change.data.get(field)?.clone())))
             .collect();
+        if kind == EventKind::Deleted {
+            data.insert("deletedJobId".to_owned(), job_id.as_i64().into());
+        }
         out.push(Event {
             seq: change.seq + offset,
             kind,
@@ -468,8 +483,32 @@ mod tests {
     }
 
     #[test]
+    fn a_run_tells_all_of_one_job_then_all_of_the_next() {
+        let run = LoggedChange {
+            span: 6,
+            ..change(Change::Completed, Value::Null)
+        };
+        assert_eq!(
+            json(&run, 11),
+            [
+                r#"{"seq":12,"event":"job:phase:completed","job_id":8,"at":99,"job_type":"import","phase":"fetch","attempt":2}"#,
+                r#"{"seq":13,"event":"job:completed","job_id":8,"at":99,"job_type":"import","attempt":2}"#,
+                r#"{"seq":14,"event":"job:phase:completed","job_id":9,"at":99,"job_type":"import","phase":"fetch","attempt":2}"#,
+                r#"{"seq":15,"event":"job:completed","job_id":9,"at":99,"job_type":"import","attempt":2}"#,
+            ]
+        );
+        let all = expand_all(vec![run.clone(), run.clone()], 0, usize::MAX);
+        assert_eq!(all.len(), 12);
+        for (after, most, seqs) in [(0, 3, 10..13), (11, 3, 12..15), (14, 9, 15..16)] {
+            let some = expand_all(vec![run.clone()], after, most);
+            let told: Vec<Seq> = some.iter().map(|event| event.seq).collect();
+            assert_eq!(told, seqs.collect::<Vec<_>>(), "{most} after {after}");
+        }
+    }
+
+    #[test]
     fn job_deleted_carries_only_the_deleted_job_id_and_a_reason() {
-        let data = serde_json::json!({"deletedJobId": 7, "reason": "retention", "message": "no"});
+        let data = serde_json::json!({"reason": "retention", "message": "no"});
         assert_eq!(
             json(&change(Change::Deleted, data), 0),
             [

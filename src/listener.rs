@@ -19,6 +19,8 @@ use crate::time::monotonic;
 
 /// Changes that are read at a time: a page or two of the file.
 const CHANGES_MAX: usize = 256;
+/// Events that a subscription holds in memory: some hundred kilobytes.
+const EVENTS_MAX: usize = 1024;
 
 /// What a subscription receives.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +52,8 @@ impl Subscription {
         let (_, progress_seen) = engine.bus.progress_after(u64::MAX);
         Subscription {
             engine,
-            after,
+            // Nothing has a number below 1.
+            after: after.max(0),
             progress_seen,
             wants_progress: false,
             buffer: VecDeque::new(),
@@ -125,10 +128,8 @@ impl Subscription {
             self.progress_seen = seen;
             self.buffer.extend(progress);
         }
-        let mut events = Vec::new();
-        for change in self.engine.reader.changes_after(self.after, CHANGES_MAX)? {
-            event::expand(&change, self.after, &mut events);
-        }
+        let changes = self.engine.reader.changes_after(self.after, CHANGES_MAX)?;
+        let events = event::expand_all(changes, self.after, EVENTS_MAX);
         let Some(first) = events.first().map(|event| event.seq) else {
             return Ok(None);
         };

@@ -147,6 +147,8 @@ pub(crate) fn bulk(
     job_type: Option<&str>,
     expect: Option<usize>,
 ) -> Result<usize> {
+    // Else the name would be written down as that of a type.
+    job_type.map_or(Ok(()), check_type)?;
     let filter = Filter {
         status: Some(status),
         job_type: job_type.map(str::to_owned),
@@ -163,14 +165,16 @@ pub(crate) fn bulk(
 }
 
 pub(crate) fn set_paused(to: &dyn Requests, job_type: Option<&str>, paused: bool) -> Result<()> {
-    if let Some(name) = job_type {
-        config::check_name("job type", name)?;
-    }
+    job_type.map_or(Ok(()), check_type)?;
     to.request(Op::SetPaused {
         job_type: job_type.map(Arc::from),
         paused,
     })
     .map(|_| ())
+}
+
+fn check_type(name: &str) -> Result<()> {
+    config::check_name("job type", name)
 }
 
 pub(crate) fn unexpected(done: &Done) -> Error {
@@ -213,6 +217,11 @@ pub(crate) fn not_found(id: JobId) -> Error {
 
 pub(crate) fn list(reader: &dyn Reader, filter: &ListFilter) -> Result<JobPage> {
     let limit = filter.limit.unwrap_or(50).clamp(1, 1000);
+    filter
+        .filter
+        .job_type
+        .as_deref()
+        .map_or(Ok(()), check_type)?;
     let from = match &filter.cursor {
         None => None,
         Some(cursor) => Some(parse_cursor(cursor)?),
@@ -236,17 +245,16 @@ fn parse_cursor(cursor: &str) -> Result<(i64, i64)> {
     })
 }
 
-/// At least `limit` events after `after` if there are so many, and a few more at most; oldest first.
+/// Events that one call answers.
+const EVENTS_MAX: usize = 10_000;
+
+/// The first `limit` events after `after`, at most [`EVENTS_MAX`], oldest first.
 pub(crate) fn events_after(reader: &dyn Reader, after: Seq, limit: usize) -> Result<Vec<Event>> {
-    let mut events = Vec::new();
-    for change in reader.changes_after(after, limit.clamp(1, 10_000))? {
-        event::expand(&change, after, &mut events);
-        if events.len() >= limit {
-            events.truncate(limit);
-            break;
-        }
-    }
-    Ok(events)
+    let limit = limit.min(EVENTS_MAX);
+    // Nothing has a number below 1.
+    let after = after.max(0);
+    let changes = reader.changes_after(after, limit)?;
+    Ok(event::expand_all(changes, after, limit))
 }
 
 /// Changes of one job that are shown: its newest.

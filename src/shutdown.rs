@@ -180,22 +180,25 @@ impl Shutdown {
         let own = usize::from(asked_by == Asker::Handler);
         engine.stop_intake();
         engine.with_outlet(|outlet| outlet.drain());
-        engine.give_back_paused();
-        let is_done = |left: usize| engine.live.inside().len() <= left && engine.live.len() <= left;
+        // A commit that began before the intake was closed may claim jobs until it ends.
+        let mut is_quiet = false;
+        let mut is_done = |left: usize| {
+            is_quiet = is_quiet || !engine.committer.is_led();
+            engine.give_back_paused();
+            is_quiet && engine.live.inside().len() <= left && engine.live.len() <= left
+        };
         let is_drained = || {
             engine
                 .with_outlet(|outlet| outlet.is_drained())
                 .unwrap_or(true)
         };
         while !self.is_over(Duration::ZERO) && (!is_done(own) || !is_drained()) {
-            engine.give_back_paused();
             pause(LOOK);
         }
         if !is_done(0) {
             let told = engine.tell_to_stop();
             let flagged = monotonic();
             while !is_done(own) && flagged.elapsed() < FLAG_GRACE {
-                engine.give_back_paused();
                 pause(LOOK);
             }
             report.interrupted = told;

@@ -1,8 +1,9 @@
 //! The long forms of the proofs: `cargo run --release --example prove -- kill9 --rounds 10000`.
 //!
-//! `io` fails every I/O call of fourteen scenarios, `power` opens what power cuts may leave, `kill9` kills a process again and
+//! `model` compares the queue with a plain model, `io` fails every I/O call of fourteen scenarios, `power` opens what power cuts may leave, `kill9` kills a process again and
 //! again. Each goes on where it was stopped (`--fresh` begins again), prints a line a minute, and at the end a row for RELIABILITY.md. What
-//! each would catch is said in `tests/faults/main.rs` and `tests/kill9/main.rs`, whose code this is.
+//! each would catch is said in `tests/model/main.rs`, `tests/faults/main.rs` and
+//! `tests/kill9/main.rs`, whose code this is.
 #![cfg_attr(
     not(target_os = "linux"),
     allow(unused, reason = "the proofs need Linux")
@@ -31,6 +32,7 @@ mod io;
 mod journal;
 #[path = "../../tests/kill9/load.rs"]
 mod load;
+mod model;
 #[cfg(target_os = "linux")]
 #[path = "../../tests/faults/power.rs"]
 mod power;
@@ -69,6 +71,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Proof {
+    /// Random histories, and after each step everything compared with a plain model.
+    Model {
+        /// How many steps.
+        #[arg(long, default_value_t = 5_000_000)]
+        steps: u64,
+    },
     /// Every I/O call fails, in every scenario, with every error, for every time.
     Io,
     /// Files as they may be after a power cut.
@@ -96,6 +104,7 @@ fn main() {
     let arguments = Arguments::parse();
     rounds::silence_handlers();
     let is_proved = match arguments.proof {
+        Proof::Model { steps } => histories(Progress::open("model", &arguments), steps),
         #[cfg(target_os = "linux")]
         Proof::Io => every_call(Progress::open("io", &arguments)),
         #[cfg(target_os = "linux")]
@@ -193,4 +202,20 @@ fn kills(mut progress: Progress, rounds: u64) -> bool {
         progress.tick(&format!("round {end} of {rounds}"));
     }
     progress.end("kill9", rounds, &format!("{rounds} kills"), &rounds::RARE)
+}
+
+fn histories(mut progress: Progress, steps: u64) -> bool {
+    let runner = model::run::Runner::new();
+    while progress.counters.count("steps") < steps {
+        let seed = progress.seed + progress.done;
+        let ran = runner.run(seed, &mut progress.counters);
+        progress.problems(&ran.err().into_iter().collect::<Vec<_>>());
+        progress.done += 1;
+        progress.save();
+        let at = format!("{} histories", progress.done);
+        progress.tick(&at);
+    }
+    let steps = progress.counters.count("steps");
+    let what = format!("{steps} steps of {} histories", progress.done);
+    progress.end("model", steps, &what, &model::run::RARE)
 }

@@ -1,6 +1,7 @@
 //! Commands that change something: submit, cancel, retry, delete, pause, resume.
 
 use std::fmt::Display;
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
@@ -10,8 +11,10 @@ use crate::args::{RetryOptions, Which};
 use crate::output::{Output, complain, count, remark};
 use crate::{FAILED, Failure, Result, job_line};
 
-pub fn submit(client: &Client, file: &str, out: &mut Output) -> Result<u8> {
-    let enqueued = client.enqueue_all(job_line::read(file)?)?;
+pub fn submit(db: &Path, file: &str, out: &mut Output) -> Result<u8> {
+    // Read first: bad input makes no queue.
+    let jobs = job_line::read(file)?;
+    let enqueued = Client::open(db)?.enqueue_all(jobs)?;
     for Enqueued { id, is_new } in &enqueued {
         if out.is_json() {
             out.json(&json!({"id": id, "is_new": is_new}))?;
@@ -64,12 +67,16 @@ pub fn cancel(client: &Client, which: &Which, out: &mut Output) -> Result<u8> {
                 code = FAILED;
             }
             (_, None) => {
-                complain(&format!("job {id}: there is no such job"));
+                complain(&not_found(*id).message);
                 code = FAILED;
             }
         }
     }
     Ok(code)
+}
+
+pub fn not_found(id: JobId) -> Failure {
+    Failure::unknown(format!("job {id}: there is no such job"))
 }
 
 pub fn retry(client: &Client, options: &RetryOptions, out: &mut Output) -> Result<u8> {
@@ -154,7 +161,7 @@ fn each<I: Copy + Display + Serialize>(
             out.line(&format!("{kind} {id} {what}"))?;
         }
         if let Err(error) = done {
-            complain(&error.to_string());
+            complain(&Failure::from(error).message);
             code = FAILED;
         }
     }

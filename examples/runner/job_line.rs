@@ -162,13 +162,19 @@ pub fn read(file: &str) -> Result<Vec<NewJob>> {
     } else {
         std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
     };
-    read.map_err(|error| Failure::usage(format!("{from}: {error}")))?;
+    read.map_err(|error| {
+        Failure::usage(format!(
+            "{from}: cannot be read, nothing is enqueued: {error}"
+        ))
+    })?;
     parse(&text)
         .map_err(|problem| Failure::usage(format!("{from}: {problem}; nothing is enqueued")))
 }
 
 fn parse(text: &[u8]) -> std::result::Result<Vec<NewJob>, String> {
     let mut jobs = Vec::new();
+    // Some editors begin a file with this mark.
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
@@ -180,6 +186,11 @@ fn parse(text: &[u8]) -> std::result::Result<Vec<NewJob>, String> {
 }
 
 fn parse_line(line: &[u8]) -> std::result::Result<NewJob, String> {
+    if !line.trim_ascii_start().starts_with(b"{") {
+        return Err(
+            "expected a JSON object, {\"phases\": [...]}: help submit tells more".to_owned(),
+        );
+    }
     let line: Line = serde_json::from_slice(line).map_err(|error| {
         // The parser knows one line only.
         let place = format!(" at line {} column {}", error.line(), error.column());
@@ -227,7 +238,9 @@ mod tests {
         let good = r#"{"phases":[{"name":"a","run":"true"}]}"#;
         for (line, says) in [
             ("{", "line 1: column 1: EOF while parsing an object"),
-            ("[]", "line 1: column 2: invalid length 0"),
+            ("[]", "line 1: expected a JSON object"),
+            ("null", "line 1: expected a JSON object"),
+            ("hello", "line 1: expected a JSON object"),
             (
                 r#"{"phases":[]}"#,
                 "line 1: job type \"command\": it has no phase",
@@ -284,7 +297,7 @@ mod tests {
                 r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","secret":"hunter2"}]}"#,
                 "webhooks[0]: a webhook secret is not base64",
             ),
-            ("\u{fffd}", "line 1: column 1: expected value"),
+            ("\u{fffd}", "line 1: expected a JSON object"),
         ] {
             let problem = problem(line);
             assert!(problem.contains(says), "{line}: {problem}");
@@ -295,7 +308,7 @@ mod tests {
             "{third}"
         );
         assert_eq!(
-            parse(format!("{good}\r\n\n  \n{good}").as_bytes()).map(|jobs| jobs.len()),
+            parse(format!("\u{feff}{good}\r\n\n  \n{good}").as_bytes()).map(|jobs| jobs.len()),
             Ok(2)
         );
     }

@@ -23,11 +23,12 @@ mod output;
 mod show;
 mod work;
 
+use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use stepwell::Client;
+use stepwell::{Client, ErrorKind};
 
 use args::{Args, Verb};
 use output::Output;
@@ -57,6 +58,13 @@ impl Failure {
         }
     }
 
+    /// There is no such job or delivery.
+    fn unknown(problem: impl Display) -> Failure {
+        Failure::new(format!(
+            "{problem}: list shows the jobs that there are, deliveries their webhooks"
+        ))
+    }
+
     /// Anything else.
     fn new(message: impl Into<String>) -> Failure {
         Failure {
@@ -66,9 +74,17 @@ impl Failure {
     }
 }
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Failure {
-        Failure::new(error.to_string())
+        let any: &dyn std::error::Error = &error;
+        let kind = any.downcast_ref().map(stepwell::Error::kind);
+        match kind {
+            Some(ErrorKind::InvalidConfig | ErrorKind::InvalidJob) => {
+                Failure::usage(error.to_string())
+            }
+            Some(ErrorKind::NotFound) => Failure::unknown(error),
+            _ => Failure::new(error.to_string()),
+        }
     }
 }
 
@@ -96,7 +112,7 @@ fn run(args: &Args, out: &mut Output) -> Result<u8> {
         return Err(Failure::usage("which queue? name its file: --db FILE"));
     };
     match &args.verb {
-        Verb::Submit { file } => ask::submit(&Client::open(db)?, file, out),
+        Verb::Submit { file } => ask::submit(db, file, out),
         Verb::Work(options) => work::work(db, options, out),
         Verb::Run { file, options } => work::run(db, file, options, out),
         Verb::List {

@@ -9,7 +9,7 @@ use stepwell::{
 };
 
 use crate::output::{Cell, Output, count, plain, remark, tame};
-use crate::{FAILED, Failure, Result};
+use crate::{FAILED, Result, ask};
 
 /// How often `events --follow` looks for more.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
@@ -83,9 +83,7 @@ fn took(started: Option<Timestamp>, finished: Option<Timestamp>) -> Option<Strin
 }
 
 pub fn job(client: &Client, id: JobId, out: &mut Output) -> Result<u8> {
-    let job = client
-        .get(id)?
-        .ok_or_else(|| Failure::new(format!("job {id}: there is no such job")))?;
+    let job = client.get(id)?.ok_or_else(|| ask::not_found(id))?;
     if out.is_json() {
         return out.json(&job).map(|()| 0);
     }

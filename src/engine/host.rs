@@ -98,6 +98,7 @@ impl Host for Engine {
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
             if let Op::Attempted(attempted) = op {
                 if let Err(error) = answer {
+                    self.with_outlet(|outlet| outlet.not_recorded(&attempted));
                     self.refused(&Op::Attempted(attempted), error);
                 } else {
                     recorded.push(attempted);
@@ -202,7 +203,7 @@ impl Host for Engine {
             | Op::Recover(_)
             | Op::Mail(_)
             | Op::Probe => return,
-            // It is sent again, under the same id.
+            // It is sent again after the next start, under the same id.
             Op::Attempted(attempted) => {
                 log::error!(
                     "delivery {}: what came of it cannot be recorded: {error}",
@@ -252,8 +253,12 @@ fn outcomes(ops: &[Op]) -> (usize, Vec<JobId>) {
     let (mut returned, mut cut_off) = (0, Vec::new());
     for op in ops {
         match op {
-            Op::Settle(settle) if settle.is_from == Source::Handler => returned += 1,
-            Op::Settle(Settle { id, .. }) | Op::Cancel(id) => cut_off.push(*id),
+            Op::Settle(settle) => match settle.is_from {
+                Source::Handler => returned += 1,
+                Source::Supervisor(_) => cut_off.push(settle.id),
+                Source::Nobody => {}
+            },
+            Op::Cancel(id) => cut_off.push(*id),
             Op::Enqueue(_)
             | Op::Retry(..)
             | Op::Delete(_)
@@ -387,7 +392,7 @@ impl Engine {
             return self.live.advance(row).then_some(row.id);
         }
         match settle.is_from {
-            Source::Handler => self.claim_left(row.id, epoch),
+            Source::Handler | Source::Nobody => self.claim_left(row.id, epoch),
             Source::Supervisor(reason) => self.end_claim(row.id, reason),
         }
         self.bus.forget(row.id);
@@ -453,7 +458,10 @@ impl Engine {
                 entered: false,
                 max_crashes: u32::MAX,
             };
-            self.committer.post(Op::Settle(Settle::void(&row, input)));
+            self.committer.post(Op::Settle(Settle {
+                is_from: Source::Nobody,
+                ..Settle::void(&row, input)
+            }));
         }
     }
 

@@ -208,24 +208,9 @@ impl Feed {
     }
 
     fn events_after(&self, after: Seq, events_max: usize) -> Result<Vec<Event>> {
-        let mut events = Vec::new();
-        for mut change in self
-            .engine
-            .reader
-            .changes_after(after, CHANGES_MAX.min(events_max))?
-        {
-            let room = events_max.saturating_sub(events.len());
-            let from = change.seq.max(after + 1);
-            let is_cut = usize::try_from(change.seq + change.span - from).is_ok_and(|n| n > room);
-            if is_cut {
-                change.span = from - change.seq + i64::try_from(room).unwrap_or(0);
-            }
-            event::expand(&change, after, &mut events);
-            if is_cut {
-                break;
-            }
-        }
-        Ok(events)
+        let limit = CHANGES_MAX.min(events_max);
+        let changes = self.engine.reader.changes_after(after, limit)?;
+        Ok(event::expand_all(changes, after, events_max))
     }
 
     /// The thread that reads the past.

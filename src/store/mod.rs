@@ -77,9 +77,13 @@ pub(crate) struct Head {
 #[derive(Clone, Debug)]
 pub(crate) struct EventRow {
     pub(crate) seq: Seq,
+    /// How many events: those of one job, times the jobs of the run.
     pub(crate) span: i64,
     /// The change of the same job before this one; 0 for none.
     pub(crate) prev_seq: Seq,
+    /// How much larger that is for each next job of the run.
+    pub(crate) prev_step: i64,
+    /// The first job of the run.
     pub(crate) job_id: JobId,
     pub(crate) type_id: i64,
     pub(crate) plan_id: i64,
@@ -89,6 +93,33 @@ pub(crate) struct EventRow {
     pub(crate) attempt: u32,
     /// A JSON object, or nothing.
     pub(crate) data: Option<String>,
+}
+
+/// What a row of the log says of one of its jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) job_id: JobId,
+    /// The first event of this job.
+    pub(crate) seq: Seq,
+    pub(crate) prev_seq: Seq,
+}
+
+impl Part {
+    /// The part of the job at `index` (0-based) of a run that begins with `first`.
+    pub(crate) fn of(first: Part, change: Change, prev_step: i64, index: i64) -> Part {
+        let job_id = first.job_id.as_i64().saturating_add(index);
+        let seq = first
+            .seq
+            .saturating_add(index.saturating_mul(change.span()));
+        let prev_seq = first
+            .prev_seq
+            .saturating_add(index.saturating_mul(prev_step));
+        Part {
+            job_id: JobId::from_i64(job_id),
+            seq,
+            prev_seq,
+        }
+    }
 }
 
 /// What is stored of a completed phase.

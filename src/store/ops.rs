@@ -75,8 +75,10 @@ pub(crate) struct Settle {
 /// Who says what became of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Its handler has returned, or was never entered.
+    /// Its handler has returned.
     Handler,
+    /// Nobody has entered it, and it is not under way any more: it was taken back.
+    Nobody,
     /// Somebody who did not wait for the handler: it may still be inside.
     Supervisor(StopReason),
 }

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::config::MESSAGE_BYTES_MAX;
 use crate::event::{Change, EventKind, LoggedChange, Seq};
-use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus};
+use crate::job::{ErrorCause, InterruptionReason, JobStatus};
+use crate::store::Part;
 use crate::transition::JobRow;
 
 /// What the log says of a job so far.
@@ -36,12 +37,8 @@ const _: () = assert!(size_of::<Told>() <= 64);
 /// One change of one job, with what a [`LoggedChange`] leaves out.
 pub(crate) struct Logged<'a> {
     pub(crate) change: &'a LoggedChange,
-    /// The job: in a run of created jobs one of them.
-    pub(crate) job_id: JobId,
-    /// The first of its events.
-    pub(crate) seq: Seq,
-    /// The change of the job before this one; 0 for none.
-    pub(crate) prev_seq: Seq,
+    /// Which job of a run, and where it stands in the log.
+    pub(crate) part: Part,
     pub(crate) type_id: i64,
     pub(crate) plan_id: i64,
 }
@@ -103,7 +100,7 @@ pub(crate) fn compare(told: &Told, row: &JobRow, broken: &mut Vec<Broken>) {
     }
 }
 
-const fn is_creation(change: Change) -> bool {
+pub(crate) const fn is_creation(change: Change) -> bool {
     matches!(change, Change::Created | Change::CreatedAndClaimed)
 }
 
@@ -136,7 +133,7 @@ const fn sources(change: Change) -> &'static [JobStatus] {
 fn guess(logged: &Logged<'_>) -> Told {
     let change = logged.change;
     let cut = Told {
-        last_seq: logged.prev_seq,
+        last_seq: logged.part.prev_seq,
         status: told_status(change).unwrap_or(sources(change.change)[0]),
         attempt: change.attempt,
         phase_index: change.phase_index,
@@ -168,7 +165,7 @@ fn told_status(change: &LoggedChange) -> Option<JobStatus> {
 
 /// The changes of a job are linked, from its creation on, and without one between.
 fn check_link(before: Option<&Told>, logged: &Logged<'_>, oldest: Seq, broken: &mut Vec<Broken>) {
-    let (seq, prev_seq) = (logged.seq, logged.prev_seq);
+    let (seq, prev_seq) = (logged.part.seq, logged.part.prev_seq);
     let is_new = is_creation(logged.change.change);
     let text = match before {
         Some(_) if is_new => format!("is created once more by event {seq}"),
@@ -194,7 +191,7 @@ fn check_edge(before: &Told, logged: &Logged<'_>, broken: &mut Vec<Broken>) {
     if sources(change).contains(&before.status) && is_told {
         return;
     }
-    let (seq, name) = (logged.seq, last_event(change));
+    let (seq, name) = (logged.part.seq, last_event(change));
     broken.push(if before.status.is_terminal() {
         let text = format!(
             "event {seq} ({name}) comes after event {}, which ended the job as {}",
@@ -236,7 +233,7 @@ fn check_numbers(before: &Told, logged: &Logged<'_>, broken: &mut Vec<Broken>) {
         | Change::WebhookFailed => before.attempt,
     };
     let mut differ = |what: &str, found: u32, expected: u32| {
-        let seq = logged.seq;
+        let seq = logged.part.seq;
         let text = format!("event {seq} tells of {what} {found}, the log before it of {expected}");
         broken.push(("S9", text));
     };
@@ -250,14 +247,14 @@ fn check_numbers(before: &Told, logged: &Logged<'_>, broken: &mut Vec<Broken>) {
     }
     let is_replanned = !waited && logged.plan_id != before.plan_id;
     if is_replanned || logged.type_id != before.type_id {
-        let text = format!("event {} tells of another type or plan", logged.seq);
+        let text = format!("event {} tells of another type or plan", logged.part.seq);
         broken.push(("S9", text));
     }
 }
 
 /// What a change tells beside its numbers is there, and one of the words that stepwell writes.
 fn check_data(logged: &Logged<'_>, broken: &mut Vec<Broken>) {
-    let (change, seq) = (logged.change, logged.seq);
+    let (change, seq) = (logged.change, logged.part.seq);
     let text = |key| change.data.get(key).and_then(Value::as_str);
     let is_true = |key| change.data.get(key) == Some(&Value::Bool(true));
     let mut report = |name, what: &str| broken.push((name, format!("event {seq} {what}")));
@@ -310,10 +307,6 @@ fn check_data(logged: &Logged<'_>, broken: &mut Vec<Broken>) {
     if change.change == Change::InterruptedAndFailed && !is_true("charged") {
         report("S7", "ends a job at its crash limit without a crash");
     }
-    let is_deleted = change.change == Change::Deleted;
-    if is_deleted && change.data.get("deletedJobId") != Some(&logged.job_id.as_i64().into()) {
-        report("S9", "tells of another job that was deleted");
-    }
 }
 
 /// Why a job is to be tried again.
@@ -343,7 +336,7 @@ const fn retrying(change: Change) -> &'static [&'static str] {
 fn after(before: &Told, logged: &Logged<'_>) -> Option<Told> {
     let change = logged.change;
     let same = Told {
-        last_seq: logged.seq,
+        last_seq: logged.part.seq,
         attempt: change.attempt,
         phase_index: change.phase_index,
         type_id: logged.type_id,

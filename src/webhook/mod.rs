@@ -14,6 +14,7 @@ mod schedule;
 mod secret;
 mod sender;
 mod signature;
+mod target;
 
 pub use config::WebhookConfig;
 pub use endpoint::Endpoint;

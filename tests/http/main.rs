@@ -11,7 +11,13 @@ mod browser;
 mod gate;
 mod health;
 mod openapi;
+#[cfg(feature = "webhook")]
+#[path = "../webhook/receiver.rs"]
+#[allow(dead_code, reason = "the tests of webhooks use more of it")]
+mod receiver;
 mod resume;
 mod security;
 mod streams;
 mod support;
+#[cfg(feature = "webhook")]
+mod together;

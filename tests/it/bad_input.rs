@@ -5,11 +5,12 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 use stepwell::{
-    Client, ErrorCause, ErrorKind, JobHandle, JobId, JobPlan, JobQueue, JobStatus, JobType,
-    ListFilter, NewJob, Phase, PhaseName, PhaseSpec, RetryFrom, RetryPolicy, While,
+    BulkAction, ErrorCause, ErrorKind, JobHandle, JobId, JobPlan, JobQueue, JobStatus, JobType,
+    ListFilter, NewJob, Phase, PhaseError, PhaseName, PhaseSpec, RetryFrom, RetryPolicy, Timestamp,
+    While,
 };
 
-use crate::support::{Harness, ONE, TWO, assert_refused};
+use crate::support::{Harness, ONE, TWO, assert_refused, assert_sound};
 
 fn plain(name: &str) -> JobType<Value, Value> {
     JobType::<Value>::new(name).phase(ONE, |cx| Ok(cx.input().clone()))
@@ -43,6 +44,87 @@ fn a_bad_job_type_name_is_refused() {
     }
     assert!(queue.enqueue(&long[..128], &1).is_ok());
     assert_eq!(queue.stats().unwrap().head_seq, 1);
+}
+
+/// The bug: a request for many jobs wrote the name of the type down, whatever it was, and the file was sound no more.
+#[test]
+fn a_bad_job_type_name_is_refused_where_jobs_are_selected() {
+    let harness = Harness::new();
+    let queue = harness.open_without_workers();
+    let client = harness.client();
+    let says = "job type \"a b\" is not a name";
+    let kind = ErrorKind::InvalidJob;
+    let retry = BulkAction::Retry(RetryFrom::Failed);
+    let (failed, name) = (JobStatus::Failed, Some("a b"));
+    assert_refused(queue.bulk(retry, failed, name, Some(0)), kind, says);
+    assert_refused(client.bulk(retry, failed, name, None), kind, says);
+    let filter = ListFilter::new().job_type("a b");
+    assert_refused(queue.list(&filter), kind, says);
+    assert_refused(client.list(&filter), kind, says);
+    assert_refused(queue.pause_type("a b"), kind, says);
+    assert_refused(queue.resume_type(""), kind, "it is empty");
+    assert_sound(&queue);
+}
+
+/// The limits as they are when nobody sets them.
+#[test]
+fn a_result_may_have_a_mebibyte_and_no_more() {
+    let harness = Harness::new();
+    let (queue, jobs) = harness.open(
+        JobType::<usize>::new("bytes")
+            .phase(ONE, |cx| Ok(Value::from("x".repeat(*cx.input() - 2)))),
+    );
+    let run = |bytes: usize| {
+        let id = jobs.enqueue(&bytes).unwrap();
+        queue.wait(id, harness.left()).unwrap()
+    };
+    assert_eq!(run(1 << 20).status, JobStatus::Completed);
+    let job = run((1 << 20) + 1);
+    assert_eq!((job.status, job.attempt), (JobStatus::Failed, 1));
+    let says = "the result: it has 1048577 bytes, at most 1048576 are allowed";
+    assert!(job.errors[0].message.starts_with(says), "{job:#?}");
+}
+
+/// Times as far away as their types allow: nothing overflows, and what is due is due.
+#[test]
+fn the_longest_durations_and_the_farthest_times_are_accepted() {
+    let harness = Harness::new();
+    let mut builder = harness.builder();
+    const LONG: Phase<Value> = Phase::new("long").timeout(Duration::MAX);
+    let policy = RetryPolicy::exponential(Duration::MAX, 1000.0).cap(Duration::MAX);
+    let jobs = builder.register(
+        JobType::<Value>::new("long")
+            .retry(policy)
+            .phase(LONG, |cx| match cx.attempt() {
+                1 if cx.input() == "fail" => Err(PhaseError::retry("no")),
+                1 if cx.input() == "snooze" => Err(PhaseError::snooze(Duration::MAX)),
+                _ => Ok(Value::Null),
+            }),
+    );
+    let queue = builder.open().unwrap();
+    let far = Timestamp::from_millis(i64::MAX);
+    let job = || NewJob::new("long", &Value::Null).unwrap();
+    let late = [
+        job().delay(Duration::MAX),
+        job().run_at(far).deadline(Duration::MAX),
+        jobs.job(&json!("fail")).unwrap(),
+        jobs.job(&json!("snooze")).unwrap(),
+    ];
+    let late = queue.enqueue_all(late.into()).unwrap();
+    let now = [
+        job().run_at(Timestamp::from_millis(i64::MIN)),
+        job().unique_key("k", While::For(Duration::MAX)),
+    ];
+    for enqueued in queue.enqueue_all(now.into()).unwrap() {
+        let job = queue.wait(enqueued.id, Duration::MAX).unwrap();
+        assert_eq!(job.status, JobStatus::Completed);
+    }
+    for enqueued in late {
+        harness.wait_for(&queue, enqueued.id, JobStatus::Pending);
+        queue.explain(enqueued.id).unwrap();
+    }
+    assert_sound(&queue);
+    queue.shutdown(Duration::MAX).unwrap();
 }
 
 #[test]
@@ -419,178 +501,4 @@ fn a_handle_is_of_no_use_before_its_queue_is_open_and_after() {
         ErrorKind::Closed,
         "the queue is closed: open it again to go on",
     );
-}
-
-// ---- Files ----
-
-/// What both kinds of openers answer.
-#[track_caller]
-fn refused_file(harness: &Harness, kind: ErrorKind, says: &str) {
-    assert_refused(harness.builder().open(), kind, says);
-    assert_refused(Client::open(harness.path()), kind, says);
-}
-
-#[test]
-fn a_directory_is_no_file() {
-    let harness = Harness::new();
-    std::fs::create_dir(harness.path()).unwrap();
-    let says = "jobs.db: is a directory: name a file in it";
-    refused_file(&harness, ErrorKind::InvalidConfig, says);
-}
-
-#[test]
-fn a_directory_that_is_missing_is_not_made() {
-    let harness = Harness::new();
-    let path = harness.file("missing/jobs.db");
-    let says = "jobs.db: its directory cannot be opened: create it first: No such file";
-    assert_refused(
-        JobQueue::builder(&path).open(),
-        ErrorKind::InvalidConfig,
-        says,
-    );
-    assert_refused(Client::open(&path), ErrorKind::InvalidConfig, says);
-    assert!(!harness.file("missing").exists());
-    for path in ["/", ".."] {
-        let opened = JobQueue::builder(path).open();
-        assert_refused(opened, ErrorKind::InvalidConfig, "is a directory");
-    }
-}
-
-/// `/proc` is a directory in which nobody can make a file, root included.
-#[cfg(target_os = "linux")]
-#[test]
-fn a_directory_that_cannot_be_written_is_named() {
-    let path = "/proc/jobs.db";
-    assert_refused(
-        JobQueue::builder(path).open(),
-        ErrorKind::Storage,
-        "/proc/jobs.db-owner: cannot be opened: check the permissions of its directory",
-    );
-    assert_refused(
-        Client::open(path),
-        ErrorKind::Storage,
-        "/proc/jobs.db: the file cannot be created",
-    );
-}
-
-#[test]
-fn a_file_that_is_no_database_is_left_as_it_is() {
-    let harness = Harness::new();
-    let text = "Dear diary, ".repeat(1000);
-    std::fs::write(harness.path(), &text).unwrap();
-    let says = "jobs.db: cannot be opened: it is no SQLite file, name another one";
-    refused_file(&harness, ErrorKind::InvalidConfig, says);
-    assert_eq!(std::fs::read_to_string(harness.path()).unwrap(), text);
-}
-
-#[test]
-fn a_database_of_another_program_is_left_as_it_is() {
-    for script in [
-        "CREATE TABLE notes (text)",
-        "PRAGMA user_version = 3",
-        "PRAGMA application_id = 252006674",
-    ] {
-        let harness = Harness::new();
-        let conn = rusqlite::Connection::open(harness.path()).unwrap();
-        conn.execute_batch(script).unwrap();
-        drop(conn);
-        let before = std::fs::read(harness.path()).unwrap();
-        let says = "jobs.db: is an SQLite file of another program: name a file of its own";
-        refused_file(&harness, ErrorKind::InvalidConfig, says);
-        assert_eq!(std::fs::read(harness.path()).unwrap(), before, "{script}");
-    }
-}
-
-#[test]
-fn a_file_of_a_newer_version_is_refused() {
-    let harness = Harness::new();
-    drop(harness.client());
-    let conn = rusqlite::Connection::open(harness.path()).unwrap();
-    conn.execute_batch("PRAGMA user_version = 99").unwrap();
-    drop(conn);
-    let says =
-        "jobs.db: was written by a newer stepwell (schema 99, this one knows 1): use that version";
-    refused_file(&harness, ErrorKind::InvalidConfig, says);
-}
-
-#[test]
-fn a_value_that_was_never_written_by_us_is_named() {
-    let harness = Harness::new();
-    let queue = harness.open_without_workers();
-    let id = queue.enqueue("plain", &1).unwrap();
-    let conn = rusqlite::Connection::open(harness.path()).unwrap();
-    for (script, says) in [
-        ("UPDATE job SET attempt = -7", "job, row 1: column attempt"),
-        (
-            "PRAGMA ignore_check_constraints = ON; UPDATE job SET attempt = 0, status = 9",
-            "job, row 1: column status has the value 9, which stepwell never writes",
-        ),
-    ] {
-        conn.execute_batch(script).unwrap();
-        assert_refused(queue.get(id), ErrorKind::Corrupt, says);
-        let cancelled = queue.cancel(id);
-        assert_refused(cancelled, ErrorKind::Corrupt, says);
-    }
-    // The rest of the file is as good as before.
-    let other = queue.enqueue("plain", &2).unwrap();
-    assert!(queue.get(other).unwrap().is_some());
-}
-
-/// Each page but the first overwritten in turn: an answer or an error, no panic, and no hang that `health` does not explain.
-#[test]
-fn a_damaged_file_is_an_error_and_no_panic() {
-    let harness = Harness::new();
-    let (queue, jobs) = harness.open(plain("plain"));
-    for n in 0..30 {
-        harness.run_one(&queue, &jobs, &json!("x".repeat(n * 100)));
-    }
-    queue.shutdown(harness.left()).unwrap();
-    let good = std::fs::read(harness.path()).unwrap();
-    let mut refused = 0;
-    for page in 1..good.len() / 4096 {
-        let mut bad = good.clone();
-        bad[page * 4096..][..4096].fill(0xA5);
-        std::fs::write(harness.path(), &bad).unwrap();
-        if let Err(error) = use_damaged(&harness) {
-            let expected = [ErrorKind::Corrupt, ErrorKind::Storage];
-            assert!(expected.contains(&error.kind()), "page {page}: {error:?}");
-            refused += 1;
-        }
-    }
-    assert!(refused > 0);
-}
-
-fn use_damaged(harness: &Harness) -> stepwell::Result<()> {
-    let mut builder = harness.builder();
-    builder.register(plain("plain"));
-    let queue = builder.open()?;
-    let id = queue.enqueue("plain", &1)?;
-    harness.until("it ran, or there is a reason why not", || {
-        let is_over = queue
-            .status(id)
-            .is_ok_and(|status| status == Some(JobStatus::Completed));
-        is_over || !queue.health().is_good()
-    });
-    assert_eq!(queue.health().poisoned, None);
-    for id in 1..=30 {
-        queue.get(JobId::from_i64(id))?;
-    }
-    queue.list(&ListFilter::new())?;
-    queue.events_after(0, 1000)?;
-    queue.check()?;
-    Ok(())
-}
-
-#[cfg(unix)]
-#[test]
-fn the_files_of_a_queue_are_private() {
-    use std::os::unix::fs::PermissionsExt;
-    let harness = Harness::new();
-    let queue = harness.open_without_workers();
-    queue.enqueue("plain", &1).unwrap();
-    for suffix in ["", "-wal", "-shm", "-owner", "-wake"] {
-        let path = harness.file(&format!("jobs.db{suffix}"));
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{}", path.display());
-    }
 }

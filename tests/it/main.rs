@@ -7,6 +7,7 @@
 )]
 
 mod abandon;
+mod bad_file;
 mod bad_input;
 mod cancel;
 mod client;
@@ -19,11 +20,14 @@ mod fencing;
 mod outside;
 mod pause;
 mod phases;
+mod release;
 mod retention;
 mod retry;
 mod schedule;
 mod seed;
 mod shutdown;
+#[cfg(all(target_os = "linux", feature = "signals"))]
+mod signals;
 mod support;
 mod tidy;
 mod typed;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stepwell::{ErrorKind, EventKind, Hindrance, JobHandle, JobId, JobQueue, JobStatus, JobType};
+use stepwell::{
+    CancelOutcome, ErrorKind, EventKind, Hindrance, JobHandle, JobId, JobQueue, JobStatus, JobType,
+};
 
 use crate::support::{
     Gate, Harness, ONE, START, TWO, assert_refused, assert_sound, count, events_of,
@@ -211,4 +213,30 @@ fn explain_lists_each_reason_why_a_job_waits() {
         ErrorKind::NotFound,
         "job 99: there is no such job",
     );
+}
+
+/// What a pause had taken back was counted again when that was committed, and one job too many was claimed for it.
+#[test]
+fn what_a_pause_gives_back_makes_room_for_one_job_and_no_more() {
+    let harness = Harness::new();
+    let gate = Gate::new();
+    let mut builder = harness.builder().workers(1).in_flight(1);
+    let held = builder.register(held("held", &gate));
+    let one = builder.register(plain("one"));
+    let two = builder.register(plain("two"));
+    let queue = builder.open().unwrap();
+    let first = held.enqueue(&Value::Null).unwrap();
+    gate.wait(&harness);
+    // Its handler keeps the worker; another job is claimed in its place, and waits for the worker.
+    assert_eq!(queue.cancel(first).unwrap(), CancelOutcome::Cancelled);
+    let waits = one.enqueue(&Value::Null).unwrap();
+    harness.wait_event(&queue, waits, EventKind::Started);
+    let others = [(); 3].map(|()| two.enqueue(&Value::Null).unwrap());
+    queue.pause_type("one").unwrap();
+    harness.wait_event(&queue, waits, EventKind::Interrupted);
+    harness.wait_event(&queue, others[0], EventKind::Started);
+    assert_eq!(queue.stats().unwrap().running, 1);
+    gate.open();
+    harness.wait_for(&queue, others[2], JobStatus::Completed);
+    assert_sound(&queue);
 }

@@ -373,3 +373,27 @@ fn a_clock_that_jumps_ahead_runs_each_waiting_job_once() {
     }
     assert_sound(&scene.queue);
 }
+
+/// The first of them was handed to an idle worker before the others were looked at.
+#[test]
+fn of_jobs_that_are_enqueued_together_the_most_important_starts_first() {
+    let harness = Harness::new();
+    let mut builder = harness.builder().workers(1);
+    builder.register(plain());
+    let queue = builder.open().unwrap();
+    let job = |priority| {
+        let new = NewJob::new("plain", &Value::Null).unwrap();
+        new.priority(priority)
+    };
+    let jobs = queue.enqueue_all([0, 9, 5].map(job).into()).unwrap();
+    for job in &jobs {
+        harness.wait_for(&queue, job.id, JobStatus::Completed);
+    }
+    let events = queue.events_after(0, 100).unwrap();
+    let started = events
+        .iter()
+        .filter(|event| event.kind == EventKind::Started);
+    let order: Vec<_> = started.map(|event| event.job_id).collect();
+    assert_eq!(order, [jobs[1].id, jobs[2].id, jobs[0].id]);
+    assert_sound(&queue);
+}

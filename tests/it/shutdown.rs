@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 use stepwell::{
-    ErrorKind, EventKind, InterruptionReason, JobHandle, JobId, JobQueue, JobStatus, JobType,
-    NewJob, PhaseError, RetryFrom, ShutdownReport, StopReason,
+    Durability, ErrorKind, EventKind, InterruptionReason, JobHandle, JobId, JobQueue, JobStatus,
+    JobType, NewJob, PhaseError, RetryFrom, ShutdownReport, StopReason,
 };
 
 use crate::support::{
@@ -67,6 +67,28 @@ fn an_idle_queue_closes_at_once() {
     for suffix in ["-wal", "-shm", "-wake"] {
         let left = harness.file(&format!("jobs.db{suffix}"));
         assert!(!left.exists(), "{} is left", left.display());
+    }
+    assert_sound(&harness.open_without_workers());
+}
+
+/// 30 rounds, with time and without. The commit that is under way when the end is asked for claims jobs. The bug: who asked
+/// had looked before it was through, and nobody gave them back: they were `running` in a file that nobody ran.
+#[test]
+fn what_is_claimed_while_the_queue_closes_is_given_back() {
+    let harness = Harness::new();
+    let client = harness.client();
+    for round in 0..30 {
+        for _ in 0..5 {
+            client.enqueue("plain", &Value::Null).unwrap();
+        }
+        // A commit that takes its time.
+        let mut builder = harness.builder().durability(Durability::Full);
+        builder.register(plain());
+        let queue = builder.open().unwrap();
+        let timeout = [Duration::ZERO, harness.left()][round % 2];
+        // Whether a handler was inside at the end is not the question here.
+        queue.shutdown(timeout).ok();
+        assert_eq!(client.stats().unwrap().running, 0, "round {round}");
     }
     assert_sound(&harness.open_without_workers());
 }

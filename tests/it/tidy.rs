@@ -4,6 +4,7 @@
 //! stands, and on planted violations beside code that is allowed. Comments never count; test code counts only
 //! where a rule says so.
 
+mod documents;
 mod planted;
 mod source;
 
@@ -62,6 +63,8 @@ const NOT_IN_PURE: [&str; 5] = ["rusqlite", "ureq", "tiny_http", "std::fs", "std
 
 const TABLES_OF_THE_SEAM: [&str; 2] = ["job", "event"];
 const SEAM: &str = "src/store/sqlite/commit.rs";
+/// Writes the updates that [`SEAM`] has put off, and no more.
+const UPDATES: &str = "src/store/sqlite/updates.rs";
 /// May delete from them, and no more.
 const PRUNE: &str = "src/store/sqlite/prune.rs";
 
@@ -263,7 +266,9 @@ fn writes_outside_the_seam(sources: &[Source]) -> Vec<String> {
                 "DELETE" if word_at(index + 1) == "FROM" => ("DELETE FROM", word_at(index + 2)),
                 _ => continue,
             };
-            let allowed = source.path == SEAM || (source.path == PRUNE && verb == "DELETE FROM");
+            let allowed = source.path == SEAM
+                || (source.path == PRUNE && verb == "DELETE FROM")
+                || (source.path == UPDATES && (verb, table) == ("UPDATE", "job"));
             if TABLES_OF_THE_SEAM.contains(&table) && !allowed {
                 broken.push(source.report(*offset, &format!("`{verb} {table}` outside {SEAM}")));
             }

@@ -240,9 +240,7 @@ pub(super) fn a_job_past_its_deadline_fails_instead_of_starting(bench: &mut Benc
     };
     let claims = bench.claim_with(&request);
     assert_eq!(claims.ended, [(id, JobStatus::Failed)]);
-    assert!(claims.more, "{:?} waits still", other);
-    let claims = bench.claim_with(&request);
-    assert_eq!(ids(&claims), [other]);
+    assert_eq!(ids(&claims), [other], "it takes nobody's place");
     let job = bench.job(id);
     assert_eq!(
         (job.status, job.attempt, job.finished_at),
@@ -254,4 +252,46 @@ pub(super) fn a_job_past_its_deadline_fails_instead_of_starting(bench: &mut Benc
     assert_eq!(bench.told(id), "created failed");
     let data = bench.data(id, EventKind::Failed);
     assert_eq!(data["kind"], "deadline");
+}
+
+/// A job past its deadline was counted as if it were to run: a job of another type overtook the one behind it, and with a limit of
+/// its type nobody looked at that one again.
+pub(super) fn jobs_past_their_deadline_hide_nobody_behind_them(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    bench.register_as("limited", Some(plan("fetch")), Some(1));
+    bench.enqueue_all(vec![
+        new_job("limited").deadline(SECOND),             // 1
+        new_job("limited").deadline(SECOND),             // 2
+        new_job("limited"),                              // 3
+        new_job("import"),                               // 4
+        new_job("import").priority(-1).deadline(SECOND), // 5
+    ]);
+    bench.later(SECOND);
+    let request = ClaimRequest {
+        room: 1,
+        ..bench.request()
+    };
+    let claims = bench.claim_with(&request);
+    let failed = |id| (JobId::from_i64(id), JobStatus::Failed);
+    assert_eq!(numbers(&claims), [3]);
+    assert_eq!(
+        claims.ended,
+        [failed(1), failed(2)],
+        "its turn has not come"
+    );
+    let claims = bench.claim();
+    assert_eq!((numbers(&claims), claims.more), (vec![4], false));
+    assert_eq!(claims.ended, [failed(5)]);
+}
+
+pub(super) fn many_jobs_past_their_deadline_are_left_to_the_next_commit(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    bench.enqueue_all(vec![new_job("import").deadline(SECOND); 50]);
+    bench.enqueue(new_job("import"));
+    bench.later(SECOND);
+    let claims = bench.claim();
+    assert!(claims.ended.len() < 50 && claims.claimed.is_empty());
+    assert!(claims.more && claims.is_full, "somebody is to look again");
+    let claims = bench.claim();
+    assert_eq!((numbers(&claims), claims.more), (vec![51], false));
 }

@@ -14,6 +14,7 @@ mod recover;
 mod replan;
 mod replay;
 mod request;
+mod run;
 mod settle;
 
 use std::collections::HashSet;
@@ -54,6 +55,11 @@ cases! {
     outbox::a_delivery_about_the_end_marks_the_job,
     outbox::an_end_of_an_earlier_series_marks_nothing,
     outbox::a_delivery_outlives_its_job,
+    outbox::a_dead_letter_can_be_sent_again_when_its_job_is_gone,
+    outbox::a_dead_letter_is_kept_longer_than_its_event,
+    outbox::what_is_sent_again_comes_before_what_was_under_way,
+    outbox::a_job_s_endpoint_that_is_gone_is_wanted_again_by_the_next_job,
+    outbox::no_more_endpoints_are_enabled_than_events_have_room_for,
     outbox::its_deletion_is_told_to_a_job_s_own_endpoint,
     outbox::jobs_with_the_same_endpoint_share_it,
     outbox::an_endpoint_that_is_gone_is_disabled_and_can_be_enabled,
@@ -78,6 +84,8 @@ cases! {
     enqueue::a_new_job_is_not_handed_over_when_it_must_wait,
     claim::claims_go_by_priority_then_time_then_id_across_types,
     claim::a_claim_charges_an_attempt_and_carries_what_a_handler_needs,
+    claim::jobs_past_their_deadline_hide_nobody_behind_them,
+    claim::many_jobs_past_their_deadline_are_left_to_the_next_commit,
     claim::no_more_is_claimed_than_there_is_room_for,
     claim::a_claim_that_ends_makes_room_in_the_same_commit,
     claim::excluded_jobs_stay_and_do_not_count_as_more,
@@ -139,7 +147,12 @@ cases! {
     prune::events_go_by_age_and_numbers_are_never_used_again,
     prune::an_old_newest_row_calls_for_no_further_step,
     prune::dead_keys_are_dropped_and_live_ones_kept,
+    prune::a_key_is_kept_for_a_job_that_can_be_tried_again,
     prune::history_ends_where_the_log_was_cut,
+    run::what_happens_to_neighbours_at_once_is_one_row,
+    run::a_run_ends_where_the_next_job_differs,
+    run::a_run_is_of_jobs_that_were_neighbours_before,
+    run::a_row_of_the_log_has_a_limit,
     log::lists_are_paged_newest_first,
     log::lists_of_jobs_that_are_over_go_by_their_end,
     log::readers_resume_in_the_middle_of_a_change,

@@ -25,8 +25,7 @@ impl Replay {
     pub(super) fn follow(&mut self, changes: &[LoggedChange]) {
         for change in changes {
             let first = change.job_id.as_i64();
-            let is_run = change.change == Change::Created;
-            let last = first + if is_run { change.span } else { 1 };
+            let last = first + change.span / change.change.span();
             for id in first..last {
                 self.step(JobId::from_i64(id), change);
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::event::{Change, LoggedChange, Seq};
+use crate::event::{LoggedChange, Seq};
 use crate::job::{Job, JobId, JobStatus};
 use crate::store::memory::{Data, EARLIEST, Shared, damaged};
 use crate::store::{AHEAD_MAX, SCAN_MAX, summary, view};
@@ -182,15 +182,14 @@ fn change(data: &Data, row: &EventRow) -> Result<LoggedChange> {
     })
 }
 
-/// What a row of the log says of one job: all of it, one event of a run of created jobs, or nothing.
+/// What a row of the log says of one job: its place in the run, or nothing.
 fn part_of(row: &EventRow, id: JobId) -> Option<EventRow> {
-    if row.change != Change::Created {
-        return (row.job_id == id).then(|| row.clone());
-    }
-    let offset = id.as_i64() - row.job_id.as_i64();
-    (0..row.span).contains(&offset).then(|| EventRow {
-        seq: row.seq + offset,
-        span: 1,
+    let span = row.change.span();
+    let index = id.as_i64() - row.job_id.as_i64();
+    (0..row.span / span).contains(&index).then(|| EventRow {
+        seq: row.seq + index * span,
+        span,
+        prev_seq: row.prev_seq + index * row.prev_step,
         job_id: id,
         ..row.clone()
     })

@@ -257,7 +257,7 @@ impl Rows for Tx<'_> {
         let seen: Vec<_> = next.map(|(key, holder)| (key.clone(), *holder)).collect();
         let is_end = seen.len() < limit;
         for (key, holder) in seen {
-            if !seam::holds(self, &holder, now)? {
+            if !seam::may_hold(self, &holder, now)? {
                 self.data.holders.remove(&key);
             }
             *self.holders_seen = key;

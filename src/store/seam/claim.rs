@@ -8,9 +8,32 @@ use crate::store::seam::history::{failed_data, fault_row};
 use crate::store::seam::{Commit, Extra};
 use crate::transition::{self, Flags, Input, JobRow};
 
+/// Looks in one commit that came upon jobs past their deadline; more of them are left to the next commit.
+const LOOKS_MAX: usize = 32;
+
+/// What a look at what is due came to.
+#[derive(PartialEq, Eq)]
+enum Look {
+    Done,
+    /// It has failed a job past its deadline. That had been counted as if it were to run, so another may stand behind it.
+    Again,
+}
+
 impl Commit<'_> {
     pub(super) fn claim(&mut self) -> Result<()> {
+        let mut bytes = 0;
+        for _ in 0..LOOKS_MAX {
+            if self.look(&mut bytes)? == Look::Done {
+                return Ok(());
+            }
+        }
+        (self.claims.more, self.claims.is_full) = (true, true);
+        Ok(())
+    }
+
+    fn look(&mut self, bytes: &mut usize) -> Result<Look> {
         self.claims.looked = true;
+        (self.claims.more, self.claims.is_full) = (false, false);
         let request = self.request;
         let mut due: Vec<(JobRow, &Claimable)> = Vec::new();
         let mut rows = Vec::new();
@@ -39,14 +62,17 @@ impl Commit<'_> {
         if request.types.len() > 1 {
             due.sort_by_key(|(row, _)| (std::cmp::Reverse(row.priority), row.run_at, row.id));
         }
-        let mut bytes = 0;
+        let ended = self.claims.ended.len();
         for (row, claimable) in due {
-            if self.room == 0 || bytes > request.bytes_max {
+            if self.room == 0 || *bytes > request.bytes_max {
                 self.claims.more = true;
                 self.claims.is_full = true;
                 break;
             }
-            bytes += self.claim_one(&row, claimable)?;
+            *bytes += self.claim_one(&row, claimable)?;
+            if self.claims.ended.len() > ended {
+                return Ok(Look::Again);
+            }
         }
         if !self.claims.is_full {
             for claimable in request.types.iter() {
@@ -54,7 +80,7 @@ impl Commit<'_> {
                 self.claims.next_due = [self.claims.next_due, next].into_iter().flatten().min();
             }
         }
-        Ok(())
+        Ok(Look::Done)
     }
 
     /// Claims a due job, and answers how many bytes of input that loaded.
@@ -68,6 +94,14 @@ impl Commit<'_> {
                 plan.clone()
             }
             None if before.plan_id == 0 => {
+                if self
+                    .claims
+                    .unplanned
+                    .iter()
+                    .any(|(id, ..)| *id == before.id)
+                {
+                    return Ok(0);
+                }
                 let input = self.rows.details(&before)?.input;
                 let bytes = input.len();
                 self.claims

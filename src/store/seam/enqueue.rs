@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Change, Plan};
 use crate::job::{JobId, JobStatus};
-use crate::new_job::{Enqueued, UniqueKey, While};
+use crate::new_job::{Enqueued, NewJob, UniqueKey, While};
 use crate::store::ops::{Claimed, PlannedJob};
 use crate::store::seam::Commit;
 use crate::store::{Details, Holder, Rows, TypeRow};
@@ -13,7 +13,8 @@ use crate::time::Timestamp;
 use crate::transition::{self, Flags, Input, JobRow};
 
 impl Commit<'_> {
-    pub(super) fn enqueue(&mut self, planned: &PlannedJob) -> Result<Enqueued> {
+    /// `direct`: it may be stored as claimed.
+    pub(super) fn enqueue(&mut self, planned: &PlannedJob, direct: bool) -> Result<Enqueued> {
         let job = &planned.job;
         let job_type = self.rows.job_type(&job.job_type)?;
         if let Some(unique) = &job.unique
@@ -61,7 +62,8 @@ impl Commit<'_> {
         self.own_endpoints(&mut row, &job.endpoints)?;
         let data = created_data(job.priority, run_at, now);
         let unique_key = job.unique.as_ref().map(|unique| unique.key.as_str());
-        self.insert(row, &job.input, unique_key, data, planned.plan.as_ref())?;
+        let plan = direct.then_some(planned.plan.as_ref());
+        self.insert(row, &job.input, unique_key, data, plan)?;
         if let Some(unique) = &job.unique {
             let (hold, expires) = match unique.hold {
                 While::Queued => (0, Timestamp::default()),
@@ -81,17 +83,19 @@ impl Commit<'_> {
         })
     }
 
-    /// Stores a new job: as pending, or, when a worker is idle and nothing waits, as claimed already.
+    /// Stores a new job: as pending, or, when a worker is idle and nothing waits, as claimed already. `direct`: its plan, if it
+    /// is known and not its type's; none when it may not be claimed here.
     fn insert(
         &mut self,
         row: JobRow,
         input: &str,
         unique_key: Option<&str>,
         data: Option<String>,
-        plan: Option<&Plan>,
+        direct: Option<Option<&Plan>>,
     ) -> Result<()> {
+        let plan = direct.flatten();
         let fits =
-            self.request.direct && self.room > 0 && row.run_at <= self.now && row.phase_count > 0;
+            direct.is_some() && self.room > 0 && row.run_at <= self.now && row.phase_count > 0;
         let types = &self.request.types;
         let claimable = types
             .iter()
@@ -112,18 +116,11 @@ impl Commit<'_> {
         let Some((after, plan, job_type)) = claimed else {
             self.rows.insert_job(&row, input, unique_key)?;
             self.head.counts[JobStatus::Pending as usize] += 1;
-            self.log(&unlinked, Change::Created, 1, (0, 0), data)?;
-            return Ok(());
+            return self.log(&unlinked, Change::Created, (0, 0), data);
         };
         self.rows.insert_job(&after, input, unique_key)?;
         self.head.counts[JobStatus::Running as usize] += 1;
-        self.log(
-            &unlinked,
-            Change::CreatedAndClaimed,
-            Change::CreatedAndClaimed.span(),
-            (0, 1),
-            data,
-        )?;
+        self.log(&unlinked, Change::CreatedAndClaimed, (0, 1), data)?;
         self.room -= 1;
         let details = Details {
             input: input.to_owned(),
@@ -148,8 +145,24 @@ impl Commit<'_> {
     }
 }
 
+/// Whether jobs that are stored together come up in the order in which they are stored: only then may one of them be claimed
+/// before the others are seen.
+pub(super) fn are_in_order(jobs: &[PlannedJob]) -> bool {
+    let is_like = |a: &NewJob, b: &NewJob| a.priority == b.priority && a.job_type == b.job_type;
+    jobs.windows(2)
+        .all(|pair| is_like(&pair[0].job, &pair[1].job))
+}
+
+/// Whether a unique key stands for its job, or may again: a job that runs or is over can be tried again.
+pub(crate) fn may_hold(rows: &mut dyn Rows, holder: &Holder, now: Timestamp) -> Result<bool> {
+    if holder.hold == 2 {
+        return Ok(holder.expires > now);
+    }
+    Ok(rows.job(holder.job_id)?.is_some())
+}
+
 /// Whether a unique key still stands for its job.
-pub(crate) fn holds(rows: &mut dyn Rows, holder: &Holder, now: Timestamp) -> Result<bool> {
+fn holds(rows: &mut dyn Rows, holder: &Holder, now: Timestamp) -> Result<bool> {
     if holder.hold == 2 {
         return Ok(holder.expires > now);
     }

@@ -18,7 +18,7 @@ mod recover;
 mod request;
 mod settle;
 
-pub(crate) use enqueue::holds;
+pub(crate) use enqueue::may_hold;
 
 use serde_json::json;
 
@@ -33,6 +33,9 @@ use crate::transition::{self, Flags, Input, JobRow, Phases, Transition};
 
 /// Jobs that one bulk operation may touch: they share one transaction, and so the memory that its log takes.
 pub(crate) const BULK_MAX: usize = 1_000_000;
+
+/// Jobs that share a row of the log at most: a reader has the events of a row in memory at once.
+pub(crate) const RUN_MAX: i64 = 1024;
 
 /// What one commit did.
 #[derive(Debug)]
@@ -141,11 +144,13 @@ struct Extra<'a> {
 impl Commit<'_> {
     fn apply(&mut self, op: &Op) -> Result<Done> {
         match op {
-            Op::Enqueue(jobs) => jobs
-                .iter()
-                .map(|job| self.enqueue(job))
-                .collect::<Result<_>>()
-                .map(Done::Enqueued),
+            Op::Enqueue(jobs) => {
+                let direct = self.request.direct && enqueue::are_in_order(jobs);
+                jobs.iter()
+                    .map(|job| self.enqueue(job, direct))
+                    .collect::<Result<_>>()
+                    .map(Done::Enqueued)
+            }
             Op::Settle(settle) => self.settle(settle).map(Done::Settled),
             Op::Cancel(id) => self.cancel(*id).map(Done::Cancelled),
             Op::Retry(id, from) => {
@@ -190,42 +195,30 @@ impl Commit<'_> {
 
     // ---- the log ----
 
-    /// Appends the change of a job, and answers its number.
+    /// Appends the change of a job. `about`: the phase's index and the attempt.
     fn log(
         &mut self,
         row: &JobRow,
         change: Change,
-        span: i64,
         about: (u32, u32),
         data: Option<String>,
-    ) -> Result<i64> {
-        let seq = self.head.seq + 1;
+    ) -> Result<()> {
+        let (seq, span) = (self.head.seq + 1, change.span());
         self.head.seq += span;
         self.writes += 1;
         let notified = outbox::Notified {
             seq,
-            span,
             change,
             about,
             data: data.as_deref(),
         };
         self.notify(row, &notified)?;
-        if let Some(run) = &mut self.pending {
-            let follows = run.change == Change::Created
-                && change == Change::Created
-                && run.job_id.as_i64() + run.span == row.id.as_i64()
-                && (run.type_id, run.plan_id) == (row.type_id, row.plan_id)
-                && run.data == data;
-            if follows {
-                run.span += 1;
-                return Ok(seq);
-            }
-        }
         let (phase_index, attempt) = about;
         let next = EventRow {
             seq,
             span,
             prev_seq: row.last_seq,
+            prev_step: 0,
             job_id: row.id,
             type_id: row.type_id,
             plan_id: row.plan_id,
@@ -235,10 +228,15 @@ impl Commit<'_> {
             attempt,
             data,
         };
+        if let Some(run) = &mut self.pending
+            && run.grow(&next)
+        {
+            return Ok(());
+        }
         if let Some(written) = self.pending.replace(next) {
             self.rows.append(&written, None)?;
         }
-        Ok(seq)
+        Ok(())
     }
 
     fn flush_last(&mut self, tag: i64) -> Result<i64> {
@@ -314,13 +312,7 @@ impl Commit<'_> {
             last_seq: before.last_seq,
             ..after
         };
-        self.log(
-            &row,
-            change,
-            change.span(),
-            (before.phase_index, attempt),
-            extra.data,
-        )?;
+        self.log(&row, change, (before.phase_index, attempt), extra.data)?;
         Ok(Some(after))
     }
 
@@ -334,6 +326,34 @@ impl Commit<'_> {
     }
 }
 
+impl EventRow {
+    /// Takes the change of one more job into the run, if it is the same change of the next job.
+    fn grow(&mut self, next: &EventRow) -> bool {
+        let jobs = self.span / self.change.span();
+        let step = next.prev_seq - self.prev_seq;
+        let is_linked = if jobs == 1 {
+            // The changes before were neighbours in a run too. Anything else is chance, and would end the run at the next job.
+            (0..=Change::SPAN_MAX).contains(&step)
+        } else {
+            step == jobs * self.prev_step
+        };
+        let told = |row: &EventRow| {
+            let about = (row.phase_index, row.attempt);
+            (row.type_id, row.plan_id, row.change, row.at, about)
+        };
+        let fits = is_linked
+            && jobs < RUN_MAX
+            && self.job_id.as_i64() + jobs == next.job_id.as_i64()
+            && told(self) == told(next)
+            && self.data == next.data;
+        if fits {
+            self.span += next.span;
+            self.prev_step = if jobs == 1 { step } else { self.prev_step };
+        }
+        fits
+    }
+}
+
 /// Deletes a job that is over, for retention. The other half of it is in `prune.rs`.
 impl super::prune::Delete for Commit<'_> {
     fn delete(&mut self, id: JobId) -> Result<bool> {
@@ -343,7 +363,7 @@ impl super::prune::Delete for Commit<'_> {
         let Ok(transition) = transition::decide(&before, &Input::Delete, self.now) else {
             return Ok(false);
         };
-        let data = Some(json!({"deletedJobId": id, "reason": "retention"}).to_string());
+        let data = Some(json!({"reason": "retention"}).to_string());
         self.write(
             &before,
             &transition,

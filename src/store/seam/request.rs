@@ -40,7 +40,7 @@ impl Commit<'_> {
                 format!("job {id} is {}: {rule}", before.status),
             )
         })?;
-        let data = requested_data(id, input);
+        let data = requested_data(input);
         let written = self.write(
             &before,
             &transition,
@@ -171,7 +171,7 @@ impl Commit<'_> {
     }
 }
 
-fn requested_data(id: JobId, input: &Input) -> Option<String> {
+fn requested_data(input: &Input) -> Option<String> {
     match input {
         Input::Retry(crate::job::RetryFrom::Failed) => {
             Some(json!({"reason": "requested", "from": "failed"}).to_string())
@@ -179,7 +179,7 @@ fn requested_data(id: JobId, input: &Input) -> Option<String> {
         Input::Retry(crate::job::RetryFrom::Start) => {
             Some(json!({"reason": "requested", "from": "start"}).to_string())
         }
-        Input::Delete => Some(json!({"deletedJobId": id, "reason": "requested"}).to_string()),
+        Input::Delete => Some(json!({"reason": "requested"}).to_string()),
         Input::Claim
         | Input::PhaseCompleted { .. }
         | Input::PhaseFailed { .. }

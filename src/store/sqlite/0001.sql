@@ -88,12 +88,14 @@ CREATE TABLE job_error (
 
 CREATE INDEX job_error_job ON job_error (job_id);
 
--- The log: one row for a change of a job, which stands for `span` events numbered from `seq`.
--- prev_seq links the changes of one job. head: the counters, with the last row of each commit.
+-- The log: one row for a change of a job, or for the same change of jobs whose ids follow each other. It stands for `span` events,
+-- numbered from `seq`, job by job. prev_seq links the changes of one job; it is prev_step larger for each next job of the row.
+-- head: the counters, with the last row of each commit.
 CREATE TABLE event (
   seq INTEGER PRIMARY KEY,
   span INTEGER NOT NULL CHECK (span >= 1),
   prev_seq INTEGER NOT NULL,
+  prev_step INTEGER NOT NULL,
   job_id INTEGER NOT NULL,
   type_id INTEGER NOT NULL,
   plan_id INTEGER NOT NULL,

@@ -1,9 +1,8 @@
 //! The writing side: one transaction, and single rows within it. L2. The only file that writes jobs and events
 //! (`prune` deletes the old end of the log).
 //!
-//! Every statement reaches its row by an integer key, and is prepared once in the life of a connection. An `UPDATE` of a job
-//! names the columns of the index only when one of them changes: else SQLite would take the row out of the index and put it
-//! back.
+//! Every statement reaches its row by an integer key, and is prepared once in the life of a connection. Updates of jobs are put
+//! off to join those of their neighbours: `updates`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use crate::store::sqlite::held::Held;
 use crate::store::sqlite::known::Known;
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, job_columns, limit, number, phase_key, read};
+use crate::store::sqlite::updates::Updates;
 use crate::store::sqlite::{due, prune};
 use crate::store::view;
 use crate::store::{Details, ErrorRow, EventRow, Failure, Head, Holder, PhaseDone, Rows, TypeRow};
@@ -29,8 +29,8 @@ use crate::transition::{Flags, JobRow};
 pub(super) const INLINE_BYTES_MAX: usize = 256;
 
 const INSERT_EVENT: &str = "INSERT INTO event
-    (seq, span, prev_seq, job_id, type_id, plan_id, change, at_ms, phase_index, attempt, data, head)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+    (seq, span, prev_seq, prev_step, job_id, type_id, plan_id, change, at_ms, phase_index, attempt, data, head)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
 const SELECT_EVENT_HEAD: &str = "SELECT head FROM event WHERE seq = ?1";
 const INSERT_JOB: &str = concat!(
     "INSERT INTO job (",
@@ -43,15 +43,6 @@ const INSERT_FRESH_JOB: &str = concat!(
     ", unique_key, input) VALUES (?1, ?2, ?3, 0, ?4, ?5, 0, 0, 0, ?6, 0, 0, ?7, NULL, NULL, NULL, ?8, ?9, 0, ?10, ?11)"
 );
 const INSERT_PAYLOAD: &str = "INSERT INTO payload (job_id, input) VALUES (?1, ?2)";
-pub(super) const UPDATE_JOB: &str = "UPDATE job
-    SET plan_id = ?4, status = ?5, run_at_ms = ?6, epoch = ?7, attempt = ?8, phase_index = ?9, phase_count = ?10,
-      phase_attempt = ?11, crash_count = ?12, started_at_ms = ?13, phase_started_at_ms = ?14, finished_at_ms = ?15,
-      deadline_ms = ?16, last_seq = ?17, flags = ?18
-    WHERE id = ?1 AND status = ?2 AND epoch = ?3";
-pub(super) const UPDATE_JOB_IN_PLACE: &str = "UPDATE job
-    SET plan_id = ?4, attempt = ?5, phase_index = ?6, phase_count = ?7, phase_attempt = ?8, phase_started_at_ms = ?9,
-      last_seq = ?10, flags = ?11
-    WHERE id = ?1 AND status = ?2 AND epoch = ?3";
 pub(super) const DELETE_JOB: &str = "DELETE FROM job WHERE id = ?1 AND status = ?2 AND epoch = ?3";
 pub(super) const DELETE_PAYLOAD: &str = "DELETE FROM payload WHERE job_id = ?1";
 pub(super) const DELETE_ERRORS: &str = "DELETE FROM job_error WHERE job_id = ?1";
@@ -109,8 +100,10 @@ pub(super) fn transact(
         known,
         holders_seen,
         inputs: HashMap::new(),
+        updates: None,
     };
-    if let Err(error) = tx.known.check(conn).and_then(|()| work(&mut tx)) {
+    let done = tx.known.check(conn).and_then(|()| work(&mut tx));
+    if let Err(error) = done.and_then(|()| tx.flush()) {
         // SQLite has rolled back by itself after some errors; then this one fails, and nothing is left to do.
         execute(conn, "ROLLBACK", params![]).ok();
         return Err(Failure::NothingDone(error));
@@ -139,9 +132,18 @@ pub(super) struct Tx<'c> {
     pub(super) holders_seen: &'c mut (i64, String),
     /// Inputs that were read with their due jobs, for the claims that follow.
     inputs: HashMap<JobId, String>,
+    /// Not written yet: to be flushed before anything else is done with rows of jobs.
+    updates: Option<Updates>,
 }
 
 impl Tx<'_> {
+    fn flush(&mut self) -> Result<()> {
+        match self.updates.take() {
+            Some(updates) => updates.write(self),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn write(&mut self, sql: &'static str, params: &[&dyn ToSql]) -> Result<usize> {
         let changed = self.held.execute(sql, params);
         changed.map_err(|error| errors::map(error, Context::Write))
@@ -201,6 +203,7 @@ impl Rows for Tx<'_> {
                 row.seq,
                 row.span,
                 row.prev_seq,
+                row.prev_step,
                 row.job_id.as_i64(),
                 row.type_id,
                 row.plan_id,
@@ -283,11 +286,15 @@ impl Rows for Tx<'_> {
     fn job(&mut self, id: JobId) -> Result<Option<JobRow>> {
         match self.known.job(id) {
             Some(row) => Ok(Some(row)),
-            None => rows::find_job(self.conn, id),
+            None => {
+                self.flush()?;
+                rows::find_job(self.conn, id)
+            }
         }
     }
 
     fn insert_job(&mut self, row: &JobRow, input: &str, unique_key: Option<&str>) -> Result<()> {
+        self.flush()?;
         self.known.written(row);
         let inline = (input.len() <= INLINE_BYTES_MAX).then_some(input);
         let fresh = JobRow {
@@ -355,67 +362,18 @@ impl Rows for Tx<'_> {
     }
 
     fn update_job(&mut self, before: &JobRow, after: &JobRow) -> Result<bool> {
-        let in_place = JobRow {
-            plan_id: after.plan_id,
-            attempt: after.attempt,
-            phase_index: after.phase_index,
-            phase_count: after.phase_count,
-            phase_attempt: after.phase_attempt,
-            phase_started_at: after.phase_started_at,
-            last_seq: after.last_seq,
-            flags: after.flags,
-            ..*before
-        };
-        let (id, status) = (before.id.as_i64(), before.status.code());
-        let changed = if in_place == *after {
-            self.write(
-                UPDATE_JOB_IN_PLACE,
-                params![
-                    id,
-                    status,
-                    before.epoch,
-                    after.plan_id,
-                    after.attempt,
-                    after.phase_index,
-                    after.phase_count,
-                    after.phase_attempt,
-                    ms(after.phase_started_at),
-                    after.last_seq,
-                    after.flags.0
-                ],
-            )?
-        } else {
-            self.write(
-                UPDATE_JOB,
-                params![
-                    id,
-                    status,
-                    before.epoch,
-                    after.plan_id,
-                    after.status.code(),
-                    after.run_at.as_millis(),
-                    after.epoch,
-                    after.attempt,
-                    after.phase_index,
-                    after.phase_count,
-                    after.phase_attempt,
-                    after.crash_count,
-                    ms(after.started_at),
-                    ms(after.phase_started_at),
-                    ms(after.finished_at),
-                    ms(after.deadline),
-                    after.last_seq,
-                    after.flags.0
-                ],
-            )?
-        };
-        if changed == 1 {
-            self.known.written(after);
+        self.known.written(after);
+        let is_taken = self.updates.as_mut();
+        if is_taken.is_some_and(|updates| updates.grow(before, after)) {
+            return Ok(true);
         }
-        Ok(changed == 1)
+        self.flush()?;
+        self.updates = Some(Updates::new(before, after));
+        Ok(true)
     }
 
     fn delete_job(&mut self, row: &JobRow) -> Result<()> {
+        self.flush()?;
         let id = row.id.as_i64();
         self.write(DELETE_JOB, params![id, row.status.code(), row.epoch])?;
         // Most have none; it costs one look into a small table.
@@ -507,14 +465,17 @@ impl Rows for Tx<'_> {
         most: usize,
         out: &mut Vec<JobRow>,
     ) -> Result<()> {
+        self.flush()?;
         due::first(self.conn, type_id, now, most, out, &mut self.inputs)
     }
 
     fn next_due(&mut self, type_id: i64, now: Timestamp) -> Result<Option<Timestamp>> {
+        self.flush()?;
         due::next(self.conn, type_id, now)
     }
 
     fn running(&mut self, type_id: i64) -> Result<u32> {
+        self.flush()?;
         let count = number(self.conn, COUNT_RUNNING, params![type_id])?;
         Ok(count
             .and_then(|count| u32::try_from(count).ok())
@@ -522,6 +483,7 @@ impl Rows for Tx<'_> {
     }
 
     fn ids(&mut self, status: JobStatus, type_id: Option<i64>, most: usize) -> Result<Vec<JobId>> {
+        self.flush()?;
         let sql = if status.is_terminal() {
             SELECT_OVER_IDS
         } else {
@@ -537,6 +499,7 @@ impl Rows for Tx<'_> {
         cutoff: Timestamp,
         most: usize,
     ) -> Result<Vec<JobId>> {
+        self.flush()?;
         Tx::ids(
             self,
             SELECT_OLDEST_OVER,

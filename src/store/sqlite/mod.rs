@@ -1,8 +1,9 @@
 //! The SQLite backend. L2; nothing of `rusqlite` is named outside this folder.
 //!
-//! `open` makes connections, `commit` is the only file that writes jobs and events, `held` keeps its statements at hand, `due`
-//! finds what can be claimed, `prune` has the statements of retention, `rows` turns columns into types, `read` is
-//! the reading side, `names` remembers job types and plans, `known` what was written last.
+//! `open` makes connections, `commit` writes jobs and events, and nothing else does but `updates`, which writes the updates of
+//! neighbouring jobs at once. `held` keeps statements at hand, `due` finds what can be claimed, `prune` has the
+//! statements of retention, `rows` turns columns into types, `read` is the reading side, `names` remembers job types and
+//! plans, `known` what was written last.
 
 mod check;
 mod commit;
@@ -18,6 +19,7 @@ mod read;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod updates;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -26,7 +26,7 @@ pub(super) fn holders(tx: &mut Tx<'_>, now: Timestamp, most: usize) -> Result<()
     let seen = next_holders(tx, most)?;
     let is_end = seen.len() < most;
     for (type_id, key, holder) in seen {
-        if !seam::holds(tx, &holder, now)? {
+        if !seam::may_hold(tx, &holder, now)? {
             tx.write(DELETE_HOLDER, params![type_id, key])?;
         }
         *tx.holders_seen = (type_id, key);

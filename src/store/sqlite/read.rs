@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
 use crate::config::ERRORS_KEPT;
@@ -19,7 +19,7 @@ use crate::store::sqlite::rows::{self, event_columns, job_columns, phase_key, re
 use crate::store::sqlite::{check, errors, open};
 use crate::store::view::{self, StoredError};
 use crate::store::{
-    AHEAD_MAX, Filter, Head, Position, Reader, SCAN_MAX, Situation, Slice, summary,
+    AHEAD_MAX, Filter, Head, Part, Position, Reader, SCAN_MAX, Situation, Slice, summary,
 };
 use crate::sync::Mutex;
 use crate::time::Timestamp;
@@ -48,7 +48,7 @@ pub(super) const SELECT_CHANGES: &str = concat!(
 pub(super) const SELECT_CHANGE_AT: &str = concat!(
     "SELECT ",
     event_columns!(),
-    ", prev_seq FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1"
+    ", prev_seq, prev_step FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1"
 );
 pub(super) const LIST_BY_ID: &str = concat!(
     "SELECT ",
@@ -251,22 +251,12 @@ impl Reader for Readers {
                 let Some(row) = read(found.next())? else {
                     break;
                 };
-                let mut change = rows::change(conn, names, row)?;
-                let ids = change.job_id.as_i64()..change.job_id.as_i64() + change.span;
-                let is_run = change.change == crate::event::Change::Created;
-                let is_ours = if is_run {
-                    ids.contains(&id.as_i64())
-                } else {
-                    change.job_id == id
-                };
-                if change.seq + change.span <= seq || !is_ours {
+                let change = rows::change(conn, names, row)?;
+                let Some((change, prev_seq)) = part_of(change, row, id, seq)? else {
                     // The rest has been pruned.
                     break;
-                }
-                if is_run {
-                    (change.seq, change.span, change.job_id) = (seq, 1, id);
-                }
-                seq = read(row.get(10))?;
+                };
+                seq = prev_seq;
                 changes.push(change);
             }
             changes.reverse();
@@ -330,6 +320,29 @@ impl Reader for Readers {
             Ok((paused == 1, names.map(read).collect::<Result<_>>()?))
         })
     }
+}
+
+/// What a row of the log says of one job, whose events begin at `seq`, and where the change before is; nothing if it is not about
+/// that job.
+fn part_of(
+    mut change: LoggedChange,
+    row: &Row<'_>,
+    id: JobId,
+    seq: Seq,
+) -> Result<Option<(LoggedChange, Seq)>> {
+    let first = Part {
+        job_id: change.job_id,
+        seq: change.seq,
+        prev_seq: read(row.get(10))?,
+    };
+    let index = id.as_i64() - change.job_id.as_i64();
+    let part = Part::of(first, change.change, read(row.get(11))?, index);
+    let is_there = index >= 0 && part.seq < change.seq.saturating_add(change.span);
+    if part.seq != seq || !is_there || part.prev_seq >= seq {
+        return Ok(None);
+    }
+    (change.seq, change.span, change.job_id) = (seq, change.change.span(), id);
+    Ok(Some((change, part.prev_seq)))
 }
 
 fn list(

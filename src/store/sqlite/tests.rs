@@ -147,8 +147,10 @@ const LIVE_ALONE: &str = "USING COVERING INDEX job_live";
 const OVER_ALONE: &str = "USING COVERING INDEX job_over";
 /// Statements that a queue needs all the time, and what the plan of each must say.
 const HOT: &[(&str, &str)] = &[
-    (commit::UPDATE_JOB, BY_ID),
-    (commit::UPDATE_JOB_IN_PLACE, BY_ID),
+    (updates::UPDATE_JOB, BY_ID),
+    (updates::UPDATE_JOB_IN_PLACE, BY_ID),
+    (updates::UPDATE_RUN, BY_ID),
+    (updates::UPDATE_RUN_IN_PLACE, BY_ID),
     (commit::DELETE_JOB, BY_ID),
     (commit::DELETE_PAYLOAD, BY_ID),
     (commit::DELETE_PHASES, BY_ID),
@@ -227,6 +229,10 @@ const HOT: &[(&str, &str)] = &[
     (outbox::TRIM_TRIES, "USING COVERING INDEX delivery_try_of"),
     (outbox::SELECT_OVER, "USING INDEX delivery_over"),
     (outbox::SELECT_OLD, BY_ID),
+    (
+        outbox::HAS_DELIVERIES,
+        "USING COVERING INDEX delivery_job (job_id=?)",
+    ),
     (
         outbox::NEXT_ENDPOINT,
         "USING COVERING INDEX delivery_next (endpoint_id>?)",

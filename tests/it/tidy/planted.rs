@@ -207,6 +207,7 @@ fn a_write_outside_the_seam_is_caught() {
             "const A: &str = \"INSERT INTO job (id)\";\nconst B: &str = \"UPDATE event SET a\";",
         ),
         (PRUNE, "const A: &str = \"DELETE FROM event WHERE a\";"),
+        (UPDATES, "const A: &str = \"UPDATE job SET a = 1\";"),
         ("tests/it/a.rs", "const A: &str = \"DELETE FROM job\";"),
         (
             "src/store/sqlite/a.rs",
@@ -219,6 +220,10 @@ fn a_write_outside_the_seam_is_caught() {
     ];
     let bad = [
         (PRUNE, "const A: &str = \"UPDATE job SET a\";"),
+        (
+            UPDATES,
+            "const A: &str = \"UPDATE event SET a = 1\";\nconst B: &str = \"INSERT INTO job (a)\";",
+        ),
         (
             "src/store/sqlite/a.rs",
             "const A: &str = \"INSERT\n  INTO\n  job (id)\";\nconst B: &str = r#\"DELETE FROM event\"#;",
@@ -233,6 +238,8 @@ fn a_write_outside_the_seam_is_caught() {
         "src/store/sqlite/a.rs:4",
         "src/store/sqlite/b.rs:1",
         "src/store/sqlite/prune.rs:1",
+        "src/store/sqlite/updates.rs:1",
+        "src/store/sqlite/updates.rs:2",
     ];
     catches(writes_outside_the_seam, &good, &bad, &caught);
 }

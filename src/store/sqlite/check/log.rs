@@ -11,17 +11,18 @@ use rusqlite::{Connection, Row};
 use crate::error::{ErrorKind, Result};
 use crate::event::{Change, LoggedChange, Seq};
 use crate::job::{JobId, JobStatus};
-use crate::store::Head;
 use crate::store::replay::{self, Broken, Logged, Told};
+use crate::store::seam::RUN_MAX;
 use crate::store::sqlite::check::Findings;
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, event_columns, job_columns, read};
+use crate::store::{Head, Part};
 use crate::time::Timestamp;
 
 const SELECT_LOG: &str = concat!(
     "SELECT ",
     event_columns!(),
-    ", prev_seq, head FROM event ORDER BY seq"
+    ", prev_seq, prev_step, head FROM event ORDER BY seq"
 );
 /// A job that the log creates has a row, or was deleted later in the log: it creates no more than this.
 const COUNT_ROWS: &str = "SELECT (SELECT count(*) FROM job) + (SELECT count(*) FROM event)";
@@ -80,7 +81,7 @@ impl Pass<'_> {
                 }
                 Err(error) => return Err(error),
             }
-            self.head(seq, read(row.get(11))?);
+            self.head(seq, read(row.get(12))?);
             if self.findings.is_full() {
                 return Ok(());
             }
@@ -111,19 +112,15 @@ impl Pass<'_> {
     fn unreadable(&mut self, span: i64, row: &Row<'_>) -> Result<()> {
         self.counters.is_known = false;
         let (first, code): (i64, i64) = (read(row.get(2))?, read(row.get(5))?);
-        let is_run = code == Change::Created.code();
-        let jobs = if is_run {
-            span.min(self.creations_left)
-        } else {
-            1
-        };
+        let events = Change::from_code(code).map_or(span, Change::span);
+        let jobs = (span / events.max(1)).clamp(1, RUN_MAX);
         let ids = (0..jobs).map(|offset| JobId::from_i64(first.saturating_add(offset)));
         self.unreadable.extend(ids);
         Ok(())
     }
 
     fn change(&mut self, change: &LoggedChange, row: &Row<'_>) -> Result<()> {
-        let (seq, is_run) = (change.seq, change.change == Change::Created);
+        let seq = change.seq;
         if let Some((last, at)) = self.uncommitted
             && at != change.at
         {
@@ -131,23 +128,28 @@ impl Pass<'_> {
             self.findings.add("S8", what);
         }
         self.uncommitted = Some((seq, change.at));
-        let jobs = if is_run { change.span } else { 1 };
-        if (!is_run && change.span != change.change.span())
-            || !(1..=self.creations_left).contains(&jobs)
-        {
+        let jobs = change.span / change.change.span();
+        let is_whole = jobs.saturating_mul(change.change.span()) == change.span;
+        let creates = if replay::is_creation(change.change) {
+            jobs
+        } else {
+            0
+        };
+        if !is_whole || !(1..=RUN_MAX).contains(&jobs) || creates > self.creations_left {
             let what = format!("event {seq}: the row stands for {} events", change.span);
             self.findings.add("S8", what);
             return self.unreadable(change.span, row);
         }
-        if is_run {
-            self.creations_left -= jobs;
-        }
-        for offset in 0..jobs {
+        self.creations_left -= creates;
+        let first = Part {
+            job_id: change.job_id,
+            seq,
+            prev_seq: read(row.get(10))?,
+        };
+        for index in 0..jobs {
             let logged = Logged {
                 change,
-                job_id: JobId::from_i64(change.job_id.as_i64().saturating_add(offset)),
-                seq: seq.saturating_add(offset),
-                prev_seq: read(row.get(10))?,
+                part: Part::of(first, change.change, read(row.get(11))?, index),
                 type_id: read(row.get(3))?,
                 plan_id: read(row.get(4))?,
             };
@@ -157,7 +159,7 @@ impl Pass<'_> {
     }
 
     fn follow(&mut self, logged: &Logged<'_>) {
-        let id = logged.job_id;
+        let id = logged.part.job_id;
         if self.unreadable.contains(&id) {
             self.counters.is_known = false;
             return;
@@ -173,7 +175,7 @@ impl Pass<'_> {
             after.map(|told| told.status),
         );
         if let Err(expected) = created {
-            let seq = logged.seq;
+            let seq = logged.part.seq;
             let what = format!("event {seq}: creates job {id}, the next id is {expected}");
             self.findings.add("S8", what);
         }

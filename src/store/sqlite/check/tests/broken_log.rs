@@ -78,7 +78,7 @@ pub(super) const WAYS: &[Way] = &[
     ),
     (
         "an event before the first",
-        "INSERT INTO event VALUES (-3, 4, 0, 40, 2, 2, 10, 1, 0, 0, NULL, NULL)",
+        "INSERT INTO event VALUES (-3, 4, 0, 0, 40, 2, 2, 2, 1, 0, 0, NULL, NULL)",
         &[
             "S8 event -3: the number that follows in the log is 1",
             "S8 event -3: the row stands for 4 events",
@@ -228,9 +228,12 @@ pub(super) const WAYS: &[Way] = &[
         &["S8 event 63: the row stands for 1 events"],
     ),
     (
-        "a deletion of another job",
-        "UPDATE event SET data = replace(data, '12', '13') WHERE seq = 69",
-        &["S9 job 12: event 69 tells of another job that was deleted"],
+        "a run whose jobs are linked elsewhere",
+        "UPDATE event SET prev_step = 2 WHERE seq = 89",
+        &[
+            "S9 job 20: is created by event 90, which is linked to event 2",
+            "S9 job 21: is created by event 91, which is linked to event 4",
+        ],
     ),
     (
         "a creation in an attempt",
@@ -243,7 +246,7 @@ pub(super) const WAYS: &[Way] = &[
     // ---- S10 ----
     (
         "two ends of one series",
-        "INSERT INTO event VALUES (97, 1, 95, 22, 2, 2, 10, 1, 1, 1, NULL, '22 12 2 1 3 3 1');
+        "INSERT INTO event VALUES (97, 1, 95, 0, 22, 2, 2, 10, 1, 1, 1, NULL, '22 12 2 1 3 3 1');
         UPDATE job SET status = 4, last_seq = 97 WHERE id = 22",
         &[
             "S4 job 22: is not completed, and all its phases are",
@@ -252,7 +255,7 @@ pub(super) const WAYS: &[Way] = &[
     ),
     (
         "a claim after the end",
-        "INSERT INTO event VALUES (97, 2, 73, 13, 2, 2, 3, 1, 0, 2, NULL, '22 12 3 2 3 1 1')",
+        "INSERT INTO event VALUES (97, 2, 73, 0, 13, 2, 2, 3, 1, 0, 2, NULL, '22 12 3 2 3 1 1')",
         &[
             "S10 job 13: event 97 (job:phase:started) comes after event 73, which ended the job as cancelled",
             "S9 job 13: the log says running, the row says cancelled",
@@ -270,7 +273,7 @@ pub(super) const WAYS: &[Way] = &[
     ),
     (
         "a change after the deletion",
-        "INSERT INTO event VALUES (97, 1, 69, 12, 2, 2, 14, 1, 0, 0, '{\"reason\":\"requested\"}', '22 13 2 2 3 2 1')",
+        "INSERT INTO event VALUES (97, 1, 69, 0, 12, 2, 2, 14, 1, 0, 0, '{\"reason\":\"requested\"}', '22 13 2 2 3 2 1')",
         &[
             "S9 job 12: event 97 is linked to event 69, which is not one of this job",
             "S8 event 97: counts 22 jobs, the changes since lead to 21",
@@ -320,7 +323,7 @@ pub(super) const WAYS_OF_A_CUT_LOG: &[Way] = &[
     ),
     (
         "an older row that is left",
-        "INSERT INTO event VALUES (20, 1, 5, 4, 1, 1, 10, 1, 0, 1, NULL, NULL)",
+        "INSERT INTO event VALUES (20, 1, 5, 0, 4, 1, 1, 10, 1, 0, 1, NULL, NULL)",
         &[
             "S8 event 38: the number that follows in the log is 21",
             "S8 event 20: the last row of its commit has no counters",

@@ -506,6 +506,13 @@ pub(super) const WAYS: &[Way] = &[
         &["S11 delivery 2561: waits for an earlier one, and there is none"],
     ),
     (
+        "a delivery before its turn",
+        "INSERT INTO endpoint VALUES (1, 'a', 'http://a', 1, '[]', 1, NULL);
+        INSERT INTO delivery VALUES (2561, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL),
+          (2817, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
+        &["S11 delivery 2817: may be sent, and an earlier one of its line is pending"],
+    ),
+    (
         "a delivery of what never happened, of a kind that does not exist",
         "INSERT INTO delivery VALUES (25600000, 1, 19, 60, 'http://a', 'x', 1, 1, NULL, 5, 6, 200, NULL)",
         &[
