@@ -7,15 +7,26 @@ use serde_json::json;
 use crate::support::{Served, until};
 
 /// What the planted panic says, and where.
-const MARK: &str = "planted panic of a test";
+const MARK: &str = "planted_panic_of_a_test";
 
-/// No outcome can be recorded from now on; the error says `why`.
+/// No result can be written from now on: the table says so, to everybody who reads it again, and calls it `why`.
 fn damage(served: &Served, why: &str) {
     let file = rusqlite::Connection::open(served.dir.path().join("jobs.db")).unwrap();
-    let sql = format!(
-        "CREATE TRIGGER damaged BEFORE INSERT ON phase BEGIN SELECT RAISE(ABORT, '{why}'); END"
+    let version: i64 = file
+        .query_row("PRAGMA schema_version", [], |row| row.get(0))
+        .unwrap();
+    let (whole, damaged) = (
+        "result TEXT NOT NULL",
+        format!("result TEXT NOT NULL CONSTRAINT {why} CHECK (0)"),
     );
-    file.execute_batch(&sql).unwrap();
+    let update = format!(
+        "UPDATE sqlite_schema SET sql = replace(sql, '{whole}', '{damaged}') WHERE name = 'phase'"
+    );
+    let version = version + 1;
+    file.execute_batch(&format!(
+        "PRAGMA writable_schema = ON; {update}; PRAGMA schema_version = {version};"
+    ))
+    .unwrap();
 }
 
 /// The store fails, and stays so.

@@ -19,7 +19,7 @@ use crate::time::monotonic;
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// For a place at the backend.
 const WAITING_TIME: Duration = Duration::from_secs(30);
-/// The backend has had a request for so long: is it still there?
+/// After so long without an answer, and again each time: is the backend still there?
 const LOOK_TIME: Duration = Duration::from_secs(2);
 /// For an answer to begin: a commit on a slow disk, a bulk of a million jobs.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
@@ -62,7 +62,8 @@ struct Relay {
     answer: Vec<u8>,
     given: usize,
     has_begun: bool,
-    was_looked_after: bool,
+    /// How long it has had no answer.
+    since: Instant,
 }
 
 pub(super) struct Connection {
@@ -202,7 +203,7 @@ impl Connection {
             answer: Vec::new(),
             given: 0,
             has_begun: false,
-            was_looked_after: false,
+            since: monotonic(),
         });
         self.deadline = monotonic() + LOOK_TIME;
         Ok(())
@@ -450,10 +451,11 @@ impl Connection {
                 self.refuse(503, "the server is busy: try again");
                 true
             }
-            State::Relaying(relay) if !relay.was_looked_after && !self.is_closing => {
-                relay.was_looked_after = true;
-                self.deadline = now + ANSWER_TIME;
-                !relay.has_begun
+            State::Relaying(relay)
+                if !relay.has_begun && !self.is_closing && now < relay.since + ANSWER_TIME =>
+            {
+                self.deadline = now + LOOK_TIME;
+                true
             }
             State::Streaming(stream) if stream.waiting().is_empty() => {
                 stream.beat();
