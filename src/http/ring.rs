@@ -20,8 +20,6 @@ const BYTES_MAX: usize = 4 << 20;
 pub(super) struct Frame {
     /// 0 for progress.
     pub(super) seq: Seq,
-    /// The event before it in the ring.
-    pub(super) after: Seq,
     kind: EventKind,
     job_id: JobId,
     job_type: Arc<str>,
@@ -32,7 +30,6 @@ impl Frame {
     pub(super) fn new(file_id: &str, event: &Event) -> Frame {
         Frame {
             seq: event.seq,
-            after: event.seq - 1,
             kind: event.kind,
             job_id: event.job_id,
             job_type: event.job_type.clone(),
@@ -90,8 +87,7 @@ impl Ring {
         (self.base, self.head) = (head, head);
     }
 
-    pub(super) fn push(&mut self, mut frame: Frame) {
-        frame.after = self.head;
+    pub(super) fn push(&mut self, frame: Frame) {
         self.bytes += frame.bytes.len();
         self.head = self.head.max(frame.seq);
         self.frames.push_back(Arc::new(frame));
@@ -108,6 +104,11 @@ impl Ring {
     /// The newest event that is in it.
     pub(super) fn head(&self) -> Seq {
         self.head
+    }
+
+    /// The place of the first frame.
+    pub(super) fn first(&self) -> u64 {
+        self.first
     }
 
     /// The place after the last frame.

@@ -43,7 +43,7 @@ pub(super) struct Stream {
     place: Place,
     /// Every event up to this one was looked at.
     scanned: Seq,
-    /// Progress from this place of the ring on is news; what is before it was told to others, and is old.
+    /// Progress from this place of the ring on is news; what is before it was told to it, or to others before it was there.
     live_from: u64,
     past: VecDeque<Arc<Frame>>,
     replays_job: bool,
@@ -115,13 +115,18 @@ impl Stream {
                 break;
             };
             let is_old = match self.place {
-                // Progress has no number: it is as old as the event before it. The place is the one after its own.
-                Place::Ring(next) if frame.seq == 0 => {
-                    next <= self.live_from || frame.after < self.scanned
+                // Progress has no number: what counts is whether the stream was there. The events around it may have come
+                // from the log already. The place is the one after its own.
+                Place::Ring(next) => {
+                    let was_told = next <= self.live_from;
+                    self.live_from = self.live_from.max(next);
+                    if frame.seq == 0 {
+                        was_told
+                    } else {
+                        frame.seq <= self.scanned
+                    }
                 }
-                Place::Ring(_) | Place::Log | Place::Asked | Place::Past(_) => {
-                    frame.seq <= self.scanned
-                }
+                Place::Log | Place::Asked | Place::Past(_) => frame.seq <= self.scanned,
             };
             if is_old {
                 continue;
@@ -169,9 +174,11 @@ impl Stream {
 
     /// Goes on in the ring if it has what comes next.
     fn settle(&mut self, ring: &Ring) {
+        // Progress that it has not heard may stand before events that it has from the log.
+        let live_from = self.live_from.max(ring.first());
         self.place = ring
             .place_after(self.scanned)
-            .map_or(Place::Log, Place::Ring);
+            .map_or(Place::Log, |place| Place::Ring(place.min(live_from)));
     }
 
     /// What it asks of the log.
