@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use stepwell::{JobStatus, NewJob};
+use stepwell::JobStatus;
 
-use crate::support::{Answer, PATIENCE, Served, builder, job_type, local};
+use crate::support::{Answer, Served, builder, job_type, local};
 
 const TOKEN: &str = "0123456789abcdef0123";
 const JSON: &str = "Content-Type: application/json\r\n";
@@ -308,7 +308,7 @@ fn writes(walk: &mut Walk, served: &Served, failed: i64, waiting: i64) {
 #[cfg(feature = "webhook")]
 fn deliveries(walk: &mut Walk, served: &Served) {
     use stepwell::webhook::Endpoint;
-    use stepwell::{DeliveryQuery, EventKind};
+    use stepwell::{DeliveryQuery, EventKind, NewJob};
 
     // Loopback is not allowed: it is given up at once.
     let endpoint = Endpoint::new("http://127.0.0.1:9/").unwrap();
@@ -316,7 +316,7 @@ fn deliveries(walk: &mut Walk, served: &Served) {
         .unwrap()
         .webhook(endpoint.events([EventKind::Completed]));
     let id = served.queue.enqueue_job(job).unwrap().id;
-    served.queue.wait(id, PATIENCE).unwrap();
+    served.queue.wait(id, crate::support::PATIENCE).unwrap();
     let of_job = DeliveryQuery::new().job(id);
     let one = served.queue.deliveries(&of_job).unwrap().deliveries[0]
         .id
@@ -350,7 +350,6 @@ fn deliveries(walk: &mut Walk, served: &Served) {
 
 #[cfg(not(feature = "webhook"))]
 fn deliveries(walk: &mut Walk, _: &Served) {
-    let _ = NewJob::new("work", &json!(1));
     walk.document["paths"]
         .as_object_mut()
         .unwrap()
