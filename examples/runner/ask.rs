@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
-use stepwell::{BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, RetryFrom};
+use stepwell::{
+    BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, JobId, RetryFrom,
+};
 
 use crate::args::{RetryOptions, Which};
 use crate::output::{Output, complain, count, remark};
