@@ -428,7 +428,12 @@ impl Engine {
         if self.live.insert(row, run, now) == Left::Zombie {
             self.committer.ring_before(now.after(crate::live::GRACE));
         }
-        self.offer(row.id);
+        if self.is_stopping() {
+            // Who ends the queue may have looked already, and not wait any more.
+            self.give_back_paused();
+        } else {
+            self.offer(row.id);
+        }
     }
 
     /// Gives back what was offered of paused types, and of everything while the queue rests.
