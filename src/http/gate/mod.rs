@@ -12,6 +12,8 @@
 //!           Leaving               Streaming -> Leaving
 //! ```
 //!
+//! It takes answers whole and lets the backend go: who reads slowly costs memory, within a limit for all, and no thread.
+//!
 //! One request a connection. With keep-alive the gate would have to know where each answer ends; clients reconnect
 //! in 0.1 ms on the hosts that this is for.
 

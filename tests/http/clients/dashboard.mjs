@@ -46,6 +46,13 @@ try {
   await badge("failed");
   assert.ok((await page.locator(".timeline rect.bar-failed").count()) >= 2, "failed attempts are drawn");
   await page.getByText("index out of bounds").first().waitFor();
+  // Two pauses of 2 s between attempts of half a second: shaded, named, and drawn shorter than half of what they lasted.
+  const drawn = await page.locator(".timeline").evaluate(timeline => {
+    const wide = part => part.getBoundingClientRect().width;
+    return { gaps: [...timeline.querySelectorAll(".gap")].map(wide), bars: [...timeline.querySelectorAll(".bar-failed")].map(wide), text: timeline.textContent };
+  });
+  assert.ok(drawn.gaps.length >= 2 && drawn.text.includes("2.0 s"), JSON.stringify(drawn));
+  assert.ok(Math.max(...drawn.gaps) < 2 * Math.max(...drawn.bars), JSON.stringify(drawn));
   say("a job that fails, attempt by attempt");
   await picture("failed-job");
   await open("#/jobs?status=failed");
@@ -130,8 +137,9 @@ try {
   say("errors by group");
 
   // The server dies and comes back: the page says so, recovers by itself, and its list of events has no gap.
+  const cut = await enqueue({ fetch_ms: 20, parse_ms: 90000 });
   await open("#/events");
-  await page.locator("tr[data-seq]").first().waitFor();
+  await page.locator("tr[data-seq]", { hasText: "#" + cut }).filter({ hasText: "parse" }).first().waitFor();
   await page.evaluate(() => { window.same = true; });
   await tell("kill");
   await page.getByText("The connection to the server is lost").waitFor();
@@ -144,6 +152,12 @@ try {
   assert.ok(seqs.length > 50, String(seqs.length));
   seqs.forEach((seq, i) => { if (i) assert.equal(seq, seqs[i - 1] - 1, "no gap: " + seqs); });
   assert.ok(await page.evaluate(() => window.same), "without a reload");
+  await open("#/jobs/" + cut);
+  await page.getByText(/^Interrupted in parse, attempt 1, after .*: process died\.$/).waitFor();
+  assert.equal(await page.locator(".timeline .bar-interrupted").count(), 1, "it is drawn");
+  assert.equal(await page.locator(".timeline .bar-running").count(), 1, "and so is what goes on, beside it");
+  await confirmed("Cancel", "Cancel job");
+  await badge("cancelled");
   say("killed and restarted: " + seqs.length + " events without a gap");
 
   // Keyboard.
