@@ -80,18 +80,12 @@ fn fill(engine: &Arc<Engine>, count: i64) {
 /// As the backend would read it: the head anew, and the body by its length.
 fn understood(head: &Head, rest: &[u8]) -> Option<Request> {
     let sent = head.rewritten("7");
-    // Written anew, it is the same request, and nothing is left over.
-    let Parsed::Whole(again) = head::parse(&sent) else {
-        panic!("{:?}", String::from_utf8_lossy(&sent));
-    };
-    assert_eq!(
-        (again.bytes, again.body_bytes),
-        (sent.len(), head.body_bytes)
-    );
-    assert!(!again.is_http_10 && !again.expects_continue);
+    // Nothing is left over. It may have a few headers more than the gate takes.
     let mut headers = [httparse::EMPTY_HEADER; 128];
     let mut parsed = httparse::Request::new(&mut headers);
-    parsed.parse(&sent).expect("it was parsed before");
+    let end = parsed.parse(&sent).expect("it was parsed before");
+    assert_eq!(end, httparse::Status::Complete(sent.len()));
+    assert_eq!(parsed.version, Some(1));
     let own: Vec<_> = parsed
         .headers
         .iter()
@@ -99,11 +93,10 @@ fn understood(head: &Head, rest: &[u8]) -> Option<Request> {
         .collect();
     assert_eq!(own.len(), 1, "which connection it is, is said once");
     assert_eq!(own[0].value, b"7");
-    let lengths = parsed
-        .headers
-        .iter()
-        .filter(|it| it.name == "content-length");
-    assert_eq!(lengths.count(), 1);
+    let lengths = parsed.headers.iter();
+    let lengths: Vec<_> = lengths.filter(|it| it.name == "content-length").collect();
+    assert_eq!(lengths.len(), 1);
+    assert_eq!(lengths[0].value, head.body_bytes.to_string().as_bytes());
     let headers: Vec<_> = parsed
         .headers
         .iter()
