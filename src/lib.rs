@@ -91,6 +91,9 @@ mod engine;
 mod error;
 mod event;
 mod explain;
+#[cfg(all(any(fuzzing, test), any(feature = "http", feature = "webhook")))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 #[cfg(feature = "http")]
 mod http;
