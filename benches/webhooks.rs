@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use stepwell::webhook::{Endpoint, WebhookConfig};
-use stepwell::{EventKind, JobQueue, JobType, NewJob, Phase};
+use stepwell::{EventKind, JobQueue, JobType, NewJob, Phase, Retention};
 
 use support::{Place, is_long, noop, payload};
 
@@ -104,7 +104,9 @@ fn round(jobs: usize, second: Manner, is_per_job: bool) -> (f64, f64) {
     if !is_per_job {
         hooks = hooks.endpoint("second", endpoint(&other.url));
     }
-    let mut builder = JobQueue::builder(place.db()).webhooks(hooks);
+    let mut builder = JobQueue::builder(place.db())
+        .retention(Retention::forever())
+        .webhooks(hooks);
     builder.register(JobType::<serde_json::Value>::new("send").phase(ONE, |_| noop()));
     let queue = builder.open().expect("a queue");
     let started = Instant::now();
@@ -140,7 +142,9 @@ fn delay(pending: usize) -> (f64, f64) {
         .allow_private("127.0.0.1")
         .allow_private("127.0.0.2")
         .endpoint("dead", endpoint(&dead.url, EventKind::Created));
-    let mut builder = JobQueue::builder(place.db()).webhooks(hooks);
+    let mut builder = JobQueue::builder(place.db())
+        .retention(Retention::forever())
+        .webhooks(hooks);
     let jobs = builder.register(JobType::<usize>::new("send").phase(ONE, |_| noop()));
     let queue = builder.open().expect("a queue");
     for first in (0..pending).step_by(10_000) {

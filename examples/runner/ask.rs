@@ -1,19 +1,43 @@
 //! Commands that change something: submit, cancel, retry, delete, pause, resume.
 
 use std::fmt::Display;
+use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
-use stepwell::{BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, RetryFrom};
+use stepwell::{
+    BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, JobId, NewJob, RetryFrom,
+};
 
 use crate::args::{RetryOptions, Which};
 use crate::output::{Output, complain, count, remark};
 use crate::{FAILED, Failure, Result, job_line};
 
+/// Reads `file` (`-` is standard input) to its end.
+///
+/// # Errors
+/// When it cannot be read, or a line is bad; with its number.
+pub fn read(file: &str) -> Result<Vec<NewJob>> {
+    let mut text = Vec::new();
+    let from = if file == "-" { "standard input" } else { file };
+    let read = if file == "-" {
+        std::io::stdin().lock().read_to_end(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
+    };
+    read.map_err(|error| {
+        Failure::usage(format!(
+            "{from}: cannot be read, nothing is enqueued: {error}"
+        ))
+    })?;
+    job_line::parse(&text)
+        .map_err(|problem| Failure::usage(format!("{from}: {problem}; nothing is enqueued")))
+}
+
 pub fn submit(db: &Path, file: &str, out: &mut Output) -> Result<u8> {
     // Read first: bad input makes no queue.
-    let jobs = job_line::read(file)?;
+    let jobs = read(file)?;
     let enqueued = Client::open(db)?.enqueue_all(jobs)?;
     for Enqueued { id, is_new } in &enqueued {
         if out.is_json() {

@@ -46,7 +46,7 @@ impl Request {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(fuzzing, test))]
 impl Request {
     pub(super) fn fake(method: &str, target: &str, headers: &[(&str, &str)]) -> Request {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());

@@ -10,6 +10,8 @@ mod config;
 mod courier;
 mod dispatch;
 mod endpoint;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod schedule;
 mod secret;
 mod sender;

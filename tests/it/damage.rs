@@ -1,7 +1,7 @@
 //! A damaged row stops what concerns it, and nothing else.
 
 use serde_json::Value;
-use stepwell::{Client, ErrorKind, JobStatus, JobType, Phase};
+use stepwell::{Client, ErrorKind, JobStatus, JobType, ListFilter, NewJob, Phase};
 
 use crate::support::Harness;
 
@@ -109,4 +109,40 @@ fn a_file_with_code_of_its_own_is_refused() {
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.to_string().contains(says), "{error}");
     }
+}
+
+/// Callers whose operations share commits with one that fails half-way: 4 good ones beside 2 bad ones, 20 rounds each.
+#[test]
+fn an_operation_that_fails_halfway_takes_no_other_along_and_leaves_nothing() {
+    let harness = Harness::new();
+    let builder = harness.builder().workers(0);
+    // Commits that take their time, so that operations meet in one.
+    let queue = builder
+        .durability(stepwell::Durability::Full)
+        .open()
+        .unwrap();
+    meddle(
+        &harness,
+        "INSERT INTO job_type (id, name, plan_id, paused) VALUES (77, 'damaged', 99, 0)",
+    );
+    let job = |name: &str| NewJob::new(name, &Value::Null).unwrap();
+    std::thread::scope(|scope| {
+        for caller in 0..6 {
+            let queue = &queue;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    if caller < 4 {
+                        queue.enqueue_job(job("good")).unwrap();
+                    } else {
+                        let both = queue.enqueue_all(vec![job("half"), job("damaged")]);
+                        assert_eq!(both.unwrap_err().kind(), ErrorKind::Corrupt);
+                    }
+                }
+            });
+        }
+    });
+    let all = queue.list(&ListFilter::new().limit(1000)).unwrap().jobs;
+    assert_eq!(all.len(), 80);
+    assert!(all.iter().all(|job| &*job.job_type == "good"), "{all:?}");
+    assert!(queue.health().is_good());
 }
