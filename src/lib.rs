@@ -94,6 +94,8 @@ mod explain;
 mod handle;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(all(test, stepwell_shuttle))]
+mod interleave;
 mod job;
 mod json;
 mod listener;
