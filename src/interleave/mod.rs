@@ -11,6 +11,16 @@
 //! comes again with `STEPWELL_SCHEDULE`. Two schedulers share them: random choices, and PCT (Burckhardt, Kothari, Musuvathi,
 //! Nagarakatte, "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS 2010).
 //!
+//! Broken on purpose, and what came of it:
+//!
+//! | what was broken | noticed by | schedules of each pair |
+//! |---|---|---|
+//! | an outcome that is posted does not wake the committer | deadlock, in 10 of 11 tests | 60 |
+//! | what changes during a look at the backlog is not looked at again (`Backlog::unknown`) | deadlock | 60 |
+//! | a ring that comes while the committer is awake is forgotten | deadlock, in `a_late_result_goes_with` alone | 600, and not 60 |
+//! | a job is claimed while its old handler is inside | two handlers of one job | 60 |
+//! | an outcome of a claim that is over is written | a phase completed after the end of its job | 60 |
+//!
 //! Not here: SQLite, files, sockets, and so the lock of a second process; waits that end by time alone; weak memory (shuttle knows
 //! sequential consistency only).
 
@@ -22,7 +32,7 @@ use shuttle::{Config, FailurePersistence, Runner};
 use world::{Act, World};
 
 /// For each pair.
-const SCHEDULES: usize = 200;
+const SCHEDULES: usize = 700;
 /// Priority changes that PCT makes: most bugs need two or three.
 const DEPTH: usize = 4;
 
