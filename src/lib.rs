@@ -97,6 +97,8 @@ pub mod fuzzing;
 mod handle;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(all(test, stepwell_shuttle))]
+mod interleave;
 mod job;
 mod json;
 mod listener;

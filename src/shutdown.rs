@@ -198,7 +198,7 @@ impl Shutdown {
         if !is_done(0) {
             let told = engine.tell_to_stop();
             let flagged = monotonic();
-            while !is_done(own) && flagged.elapsed() < FLAG_GRACE {
+            while !is_done(own) && since(flagged) < FLAG_GRACE {
                 pause(LOOK);
             }
             report.interrupted = told;
@@ -218,9 +218,13 @@ impl Shutdown {
         report.listeners_cut =
             asked_by != Asker::Callback && !listeners.join(|| self.is_over(LISTEN_GRACE));
         engine.close_store();
-        report.took = started.elapsed();
+        report.took = since(started);
         report
     }
+}
+
+fn since(earlier: Instant) -> Duration {
+    monotonic().saturating_duration_since(earlier)
 }
 
 /// A timeout is told after everything was done that had to be.

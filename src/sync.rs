@@ -1,58 +1,27 @@
 //! Locks, condvars, channels, threads and atomics: the only file that names them, so that a model checker can stand in for all
 //! of them in one place. L1; every layer may use it.
 //!
-//! `parking_lot` for locks (no poisoning: a panic in user code never holds one of our locks), `crossbeam_channel` for queues
+//! `real`: `parking_lot` for locks (no poisoning: a panic in user code never holds one of our locks), `crossbeam_channel` for queues
 //! of job ids, `std` for threads and atomics. No lock is held across user code, network traffic or a channel send, and no
-//! thread ever holds two of them.
+//! thread ever holds two of them. `model`: the same on a scheduler that tries out interleavings, for `src/interleave`; built with
+//! `--cfg stepwell_shuttle` only.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-pub(crate) use std::thread::{JoinHandle, ThreadId};
+#[cfg(all(test, stepwell_shuttle))]
+mod model;
+#[cfg(not(all(test, stepwell_shuttle)))]
+mod real;
 
-pub(crate) use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
-#[cfg(any(feature = "signals", not(unix)))]
-pub(crate) use crossbeam_channel::{RecvTimeoutError, bounded};
-pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+#[cfg(all(test, stepwell_shuttle))]
+use model as chosen;
+#[cfg(not(all(test, stepwell_shuttle)))]
+use real as chosen;
 
-use crate::error::{Error, ErrorKind, Result};
-
-/// Starts a named thread.
-///
-/// # Errors
-/// `Storage` when the operating system has no thread left to give.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .map_err(|error| {
-            Error::new(
-                ErrorKind::Storage,
-                format!("thread {name}: cannot be started"),
-            )
-            .with_source(error)
-        })
-}
-
-/// The thread that calls.
-pub(crate) fn current_thread() -> ThreadId {
-    std::thread::current().id()
-}
-
-/// Whether the calling thread is on its way down by a panic.
-pub(crate) fn is_panicking() -> bool {
-    std::thread::panicking()
-}
-
-/// Lets other threads run that can.
-pub(crate) fn yield_now() {
-    std::thread::yield_now();
-}
-
-/// Lets this thread rest, for a store that is busy. Nothing else may wait by the clock: wait for an event instead.
-pub(crate) fn pause(duration: std::time::Duration) {
-    std::thread::park_timeout(duration);
-}
-
-/// Processors that this process may use; 2 where the system does not say.
-pub(crate) fn processors() -> usize {
-    std::thread::available_parallelism().map_or(2, std::num::NonZeroUsize::get)
-}
+pub(crate) use chosen::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Condvar, JoinHandle, Mutex, MutexGuard, Ordering,
+    Receiver, Sender, TryRecvError, current_thread, is_panicking, pause, processors, spawn,
+    unbounded, yield_now,
+};
+#[cfg(all(test, stepwell_shuttle))]
+pub(crate) use model::passed;
+#[cfg(all(any(feature = "signals", not(unix)), not(all(test, stepwell_shuttle))))]
+pub(crate) use real::{RecvTimeoutError, bounded};

@@ -343,7 +343,7 @@ impl Engine {
     }
 
     /// A bell that was heard for nothing would be a job that nobody sees, until somebody rings again: so the look is repeated.
-    fn follow_bell(&self) {
+    pub(crate) fn follow_bell(&self) {
         let mut has_failed = false;
         while let Err(error) = self.look_outside() {
             if !has_failed {

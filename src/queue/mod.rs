@@ -82,6 +82,11 @@ impl JobQueue {
         }))
     }
 
+    #[cfg(all(test, stepwell_shuttle))]
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.0.engine
+    }
+
     #[cfg(feature = "http")]
     pub(crate) fn serve(&self, config: &HttpConfig) -> Result<()> {
         let http = Arc::new(Http::start(&self.0.engine, config)?);

@@ -1,0 +1,97 @@
+//! What may happen at the same time, in many orders: the real committer, live table, engine, pool and shutdown over the store in
+//! memory, under shuttle, which chooses at each lock, wait and atomic which thread goes on. Test code, built with
+//! `--cfg stepwell_shuttle` only; `.ci/interleave` runs it.
+//!
+//! What it would catch: a wake-up that is lost (shuttle reports a deadlock), a claim that is not fenced, two handlers of one job, a
+//! second terminal event, a cancel that was answered and did not hold, a job that was acknowledged and does not end, counts that
+//! drift.
+//!
+//! Each case is a job of two phases and two things that happen to it from two threads, while it runs: see [`Act`]. All pairs are
+//! cases, a thing with itself too. `STEPWELL_SCHEDULES` sets how many schedules each gets; one that fails is printed, and
+//! comes again with `STEPWELL_SCHEDULE`. Two schedulers share them: random choices, and PCT (Burckhardt, Kothari, Musuvathi,
+//! Nagarakatte, "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS 2010).
+//!
+//! Broken on purpose, and what came of it:
+//!
+//! | what was broken | noticed by | schedules of each pair |
+//! |---|---|---|
+//! | an outcome that is posted does not wake the committer | deadlock, in 10 of 11 tests | 60 |
+//! | what changes during a look at the backlog is not looked at again (`Backlog::unknown`) | deadlock | 60 |
+//! | a ring that comes while the committer is awake is forgotten | deadlock, in `a_late_result_goes_with` alone | 600, and not 60 |
+//! | a job is claimed while its old handler is inside | two handlers of one job | 60 |
+//! | an outcome of a claim that is over is written | a phase completed after the end of its job | 60 |
+//!
+//! Not here: SQLite, files, sockets, and so the lock of a second process; waits that end by time alone; weak memory (shuttle knows
+//! sequential consistency only).
+
+mod world;
+
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::{Config, FailurePersistence, Runner};
+
+use world::{Act, World};
+
+/// For each pair.
+const SCHEDULES: usize = 700;
+/// Priority changes that PCT makes: most bugs need two or three.
+const DEPTH: usize = 4;
+
+fn schedules() -> usize {
+    let named = std::env::var("STEPWELL_SCHEDULES").ok();
+    named
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(SCHEDULES)
+}
+
+fn check(acts: [Act; 2]) {
+    let case = move || World::run(acts);
+    if let Ok(schedule) = std::env::var("STEPWELL_SCHEDULE") {
+        shuttle::replay(case, &schedule);
+        return;
+    }
+    let half = schedules().div_ceil(2);
+    let seed = std::env::var("STEPWELL_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| Act::ALL.len() as u64);
+    run(RandomScheduler::new_from_seed(seed, half), case);
+    run(PctScheduler::new_from_seed(seed, DEPTH, half), case);
+}
+
+fn run(scheduler: impl Scheduler + 'static, case: impl Fn() + Send + Sync + 'static) {
+    let mut config = Config::new();
+    config.stack_size = 1 << 18;
+    config.failure_persistence = FailurePersistence::Print;
+    Runner::new(scheduler, config).run(case);
+}
+
+/// All pairs with this one, but those that an earlier one has.
+fn pairs_with(act: Act) {
+    let rest = Act::ALL.iter().skip_while(|other| **other != act);
+    for other in rest {
+        check([act, *other]);
+    }
+}
+
+macro_rules! pairs {
+    ($($name:ident: $act:ident,)*) => {
+        $(#[test]
+        fn $name() {
+            pairs_with(Act::$act);
+        })*
+    };
+}
+
+pairs! {
+    nothing_else_goes_wrong_with: Nothing,
+    cancel_goes_with: Cancel,
+    retry_goes_with: Retry,
+    pause_goes_with: Pause,
+    retention_goes_with: Retention,
+    a_delivery_goes_with: Delivery,
+    a_late_result_goes_with: LateResult,
+    a_panic_goes_with: Panic,
+    another_process_goes_with: Bell,
+    enqueue_goes_with: Enqueue,
+    shutdown_goes_with: Shutdown,
+}
