@@ -65,6 +65,13 @@ impl Bus {
         }
     }
 
+    /// The newest progress of a job under way.
+    #[cfg(feature = "http")]
+    pub(crate) fn progress_of(&self, id: JobId) -> Option<Event> {
+        let state = self.state.lock();
+        state.progress.get(&id).map(|(_, event)| event.clone())
+    }
+
     /// The newest progress of every job that has told one after number `seen`, and the newest number.
     pub(crate) fn progress_after(&self, seen: u64) -> (Vec<Event>, u64) {
         let state = self.state.lock();

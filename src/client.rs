@@ -229,7 +229,7 @@ impl Client {
     /// Sends a delivery again, from the first try on, whatever became of it. Its `webhook-id` and its body stay the same.
     ///
     /// # Errors
-    /// `NotFound`; `Conflict` when its endpoint belonged to a job that is deleted; `Storage` and its kin.
+    /// `NotFound`; `Storage` and its kin.
     pub fn redeliver(&self, id: DeliveryId) -> Result<()> {
         outbox::redeliver(self, id)
     }
@@ -252,10 +252,10 @@ impl Client {
     }
 
     /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys. A
-    /// queue that is opened with a configuration that does not name it disables it.
+    /// queue that is opened with a configuration that names other endpoints and not this one disables it.
     ///
     /// # Errors
-    /// `InvalidJob` for a bad name; `Storage` and its kin.
+    /// `InvalidJob` for a bad name; `Conflict` when 64 others are enabled; `Storage` and its kin.
     #[cfg(feature = "webhook")]
     pub fn put_endpoint(&self, name: &str, endpoint: crate::webhook::Endpoint) -> Result<()> {
         outbox::put(self, name, endpoint)
@@ -264,7 +264,7 @@ impl Client {
     /// Has deliveries written for an endpoint again, and sends what waits.
     ///
     /// # Errors
-    /// `NotFound`; `Storage` and its kin.
+    /// `NotFound`; `Conflict` when 64 others are enabled; `Storage` and its kin.
     pub fn enable_endpoint(&self, name: &str) -> Result<()> {
         outbox::enable(self, name, true)
     }

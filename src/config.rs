@@ -148,8 +148,8 @@ impl Retention {
         self
     }
 
-    /// Webhook deliveries that are over, delivered or given up, for this long; and none longer than its event by the count of
-    /// [`events`](Retention::events). What is pending stays. Defaults to 7 days.
+    /// Webhook deliveries that are over, delivered or given up, for this long; and what was delivered no longer than its event by the
+    /// count of [`events`](Retention::events). What is pending stays. Defaults to 7 days.
     #[must_use]
     pub fn deliveries(mut self, age: Duration) -> Retention {
         self.deliveries = Keep::for_age(age);

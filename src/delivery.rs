@@ -9,6 +9,10 @@ use crate::job::JobId;
 use crate::json;
 use crate::time::Timestamp;
 
+/// Endpoints of the configuration that may be enabled: each event has room for 256 deliveries, those of its job's own endpoints
+/// (16 at most) included.
+pub(crate) const NAMED_MAX: usize = 64;
+
 /// The number of a delivery: of its event, times 256, and a place. Never used twice in one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(i64);

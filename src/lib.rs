@@ -44,7 +44,7 @@
 //! | tell other systems | [`webhook`], [`JobQueue::deliveries`], [`JobQueue::redeliver`] |
 //! | do so from another process | [`Client`] |
 //! | look at it in a browser, or over HTTP | `HttpConfig` (feature `http`) |
-//! | end well | [`JobQueue::shutdown`] |
+//! | end well | [`JobQueue::shutdown`], by signal `JobQueue::run_until_signal` (feature `signals`) |
 //! | test a program that uses it | [`JobQueue::in_memory`], [`testing`] |
 //!
 //! # The life of a job
@@ -91,6 +91,9 @@ mod engine;
 mod error;
 mod event;
 mod explain;
+#[cfg(all(any(fuzzing, test), any(feature = "http", feature = "webhook")))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 #[cfg(feature = "http")]
 mod http;

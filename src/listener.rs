@@ -52,7 +52,8 @@ impl Subscription {
         let (_, progress_seen) = engine.bus.progress_after(u64::MAX);
         Subscription {
             engine,
-            after,
+            // Nothing has a number below 1.
+            after: after.max(0),
             progress_seen,
             wants_progress: false,
             buffer: VecDeque::new(),

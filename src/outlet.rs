@@ -18,8 +18,10 @@ use crate::time::Clock;
 pub(crate) trait Outlet: Send + Sync {
     /// These endpoints have something to send. Called by whoever leads a commit.
     fn arrived(&self, endpoints: &[i64]);
-    /// What came of a try is on disk, or never will be. Called by whoever leads a commit.
+    /// What came of a try is on disk. Called by whoever leads a commit.
     fn recorded(&self, attempted: &Attempted);
+    /// What came of a try cannot be recorded: a row is damaged. It is not sent again before the next start.
+    fn not_recorded(&self, attempted: &Attempted);
     /// Anything may have changed: by another process, or because the clock was set.
     fn look(&self);
     /// Takes nothing any more but what was never tried.

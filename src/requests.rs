@@ -251,6 +251,8 @@ const EVENTS_MAX: usize = 10_000;
 /// The first `limit` events after `after`, at most [`EVENTS_MAX`], oldest first.
 pub(crate) fn events_after(reader: &dyn Reader, after: Seq, limit: usize) -> Result<Vec<Event>> {
     let limit = limit.min(EVENTS_MAX);
+    // Nothing has a number below 1.
+    let after = after.max(0);
     let changes = reader.changes_after(after, limit)?;
     Ok(event::expand_all(changes, after, limit))
 }

@@ -172,6 +172,15 @@ impl Clock {
         }
     }
 
+    /// What the wall clock shows, also when it was set back: what others compare with their own.
+    #[cfg(feature = "webhook")]
+    pub(crate) fn wall(&self) -> Timestamp {
+        match &*self.0 {
+            Source::System(_) => Timestamp::now(),
+            Source::Fake(fake) => Timestamp::from_millis(fake.0.lock().wall_ms),
+        }
+    }
+
     /// How long a thread may sleep when the next due time is `wait` away. The wall clock may step while it sleeps, so a sleep
     /// is cut into pieces of at most `recheck`. `None`: until somebody wakes it up (a fake clock does when it is set).
     pub(crate) fn sleep_for(&self, wait: Duration, recheck: Duration) -> Option<Duration> {

@@ -1,9 +1,9 @@
 //! The long forms of the proofs: `cargo run --release --example prove -- kill9 --rounds 10000`.
 //!
-//! `model` compares the queue with a plain model, `io` fails every I/O call of fourteen scenarios, `power` opens what power cuts may leave, `kill9` kills a process again and
-//! again. Each goes on where it was stopped (`--fresh` begins again), prints a line a minute, and at the end a row for RELIABILITY.md. What
-//! each would catch is said in `tests/model/main.rs`, `tests/faults/main.rs` and
-//! `tests/kill9/main.rs`, whose code this is.
+//! `model` compares the queue with a plain model, `io` fails every I/O call of fourteen scenarios, `power` opens what power cuts may
+//! leave, `kill9` kills a process again and again: each goes on where it was stopped (`--fresh` begins again). `soak` keeps a queue at
+//! work for hours. All print a line a minute, and at the end a row for RELIABILITY.md. What each would catch is said in
+//! `tests/model/main.rs`, `tests/faults/main.rs`, `tests/kill9/main.rs` and `soak/mod.rs`.
 #![cfg_attr(
     not(target_os = "linux"),
     allow(unused, reason = "the proofs need Linux")
@@ -17,12 +17,18 @@
     reason = "a tool that looks at the clock and prints; the load and the checker are long lists of cases"
 )]
 
+#[cfg(target_os = "linux")]
+#[path = "../../tests/golden/content.rs"]
+mod content;
 #[path = "../../tests/kill9/counters.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod counters;
 #[cfg(target_os = "linux")]
 #[path = "../../tests/faults/disk.rs"]
 mod disk;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/golden/make.rs"]
+mod golden;
 #[path = "../../tests/kill9/history.rs"]
 mod history;
 #[cfg(target_os = "linux")]
@@ -46,6 +52,8 @@ mod scenario;
 #[cfg(target_os = "linux")]
 #[path = "../../tests/faults/shim.rs"]
 mod shim;
+#[cfg(all(target_os = "linux", feature = "http"))]
+mod soak;
 
 use clap::{Parser, Subcommand};
 
@@ -85,11 +93,19 @@ enum Proof {
         #[arg(long, default_value_t = 100_000)]
         images: u64,
     },
+    /// Makes the file that this version leaves to the next ones (`tests/golden`), and what is read in it.
+    Golden,
     /// Kill -9 at a random moment of a mixed load.
     Kill9 {
         /// How many kills.
         #[arg(long, default_value_t = 10_000)]
         rounds: u64,
+    },
+    /// A steady mixed load with streams, failing receivers and a long reader: nothing may grow. Needs `--features http`.
+    Soak {
+        /// For how long. Memory's slope is judged from an hour on.
+        #[arg(long, default_value_t = 180)]
+        minutes: u64,
     },
 }
 
@@ -102,6 +118,11 @@ fn main() {
         io::child(&told);
     }
     let arguments = Arguments::parse();
+    #[cfg(target_os = "linux")]
+    if matches!(arguments.proof, Proof::Golden) {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        return golden::make(&dir, env!("CARGO_PKG_VERSION"));
+    }
     rounds::silence_handlers();
     let is_proved = match arguments.proof {
         Proof::Model { steps } => histories(Progress::open("model", &arguments), steps),
@@ -111,6 +132,11 @@ fn main() {
         Proof::Power { images } => power_cuts(Progress::open("power", &arguments), images),
         #[cfg(not(target_os = "linux"))]
         Proof::Io | Proof::Power { .. } => panic!("it needs Linux"),
+        Proof::Golden => return,
+        #[cfg(all(target_os = "linux", feature = "http"))]
+        Proof::Soak { minutes } => soak::run(Progress::begin("soak", &arguments), minutes),
+        #[cfg(not(all(target_os = "linux", feature = "http")))]
+        Proof::Soak { .. } => panic!("it needs Linux and --features http"),
         Proof::Kill9 { rounds } => kills(Progress::open("kill9", &arguments), rounds),
     };
     if !is_proved {

@@ -52,6 +52,15 @@ impl Progress {
         progress
     }
 
+    /// One that cannot go on where it was stopped.
+    #[allow(dead_code, reason = "only the soak is one, with the feature `http`")]
+    pub(crate) fn begin(proof: &str, arguments: &Arguments) -> Progress {
+        let mut progress = Progress::open(proof, arguments);
+        (progress.done, progress.before) = (0, 0);
+        progress.counters = Counters::default();
+        progress
+    }
+
     /// Lines of a number and a name.
     fn load(&mut self) {
         let Ok(text) = std::fs::read_to_string(&self.path) else {
@@ -100,9 +109,14 @@ impl Progress {
         println!("{} s, {at}{}", self.seconds(), counters.join(" "));
     }
 
-    /// Prints all counters and the row; false when something was wrong, or a seldom taken path was never taken.
-    /// `clean` runs without a failure bound its rate at 3 / `clean`, with 95 % confidence.
+    /// As [`Progress::end_of`]: `clean` runs without a failure bound its rate at 3 / `clean`, with 95 % confidence.
     pub(crate) fn end(self, proof: &str, clean: u64, what: &str, rare: &[&str]) -> bool {
+        let bound = format!("< {} of 100,000", 300_000_u64.div_ceil(clean.max(1)));
+        self.end_of(proof, what, rare, &bound)
+    }
+
+    /// Prints all counters and the row; false when something was wrong, or a seldom taken path was never taken.
+    pub(crate) fn end_of(self, proof: &str, what: &str, rare: &[&str], bound: &str) -> bool {
         self.save();
         println!("{}", self.counters);
         let never: Vec<&&str> = rare
@@ -113,10 +127,7 @@ impl Progress {
         let problems = self.counters.count("with problems");
         let (day, commit) = (run("date", &["-u", "+%F"]), &self.commit);
         let (seed, minutes) = (self.seed, self.seconds() / 60);
-        let bound = match problems {
-            0 => format!("< {} of 100,000", 300_000_u64.div_ceil(clean.max(1))),
-            _ => "nothing".to_owned(),
-        };
+        let bound = if problems == 0 { bound } else { "nothing" };
         println!(
             "| {day} | {commit} | `{proof}` | {seed} | {what} | {problems} with problems, {minutes} min | {bound} |"
         );

@@ -55,17 +55,11 @@ pub enum Verb {
     /// Everything about a job
     Show { id: JobId },
     /// Cancel jobs, running ones too
-    Cancel {
-        #[arg(required = true)]
-        ids: Vec<JobId>,
-    },
+    Cancel(Which),
     /// Try failed or cancelled jobs again, from the phase that failed
     Retry(RetryOptions),
     /// Delete jobs that are over
-    Delete {
-        #[arg(required = true)]
-        ids: Vec<JobId>,
-    },
+    Delete(Which),
     /// What happened, from the first event that is kept on
     Events {
         /// Only events after this number
@@ -134,12 +128,19 @@ pub struct WorkOptions {
 
 #[derive(ClapArgs)]
 pub struct RetryOptions {
-    #[arg(required_unless_present = "status", conflicts_with = "status")]
-    pub ids: Vec<JobId>,
     /// Begin with the first phase, and forget the results
     #[arg(long)]
     pub from_start: bool,
-    /// Instead of ids: all jobs with this status (failed or cancelled), in one go
+    #[command(flatten)]
+    pub which: Which,
+}
+
+/// Some jobs by their ids, or all with a status.
+#[derive(ClapArgs)]
+pub struct Which {
+    #[arg(required_unless_present = "status", conflicts_with = "status")]
+    pub ids: Vec<JobId>,
+    /// Instead of ids: all jobs with this status, in one go
     #[arg(long, requires = "expect")]
     pub status: Option<JobStatus>,
     /// With --status: only those of this type

@@ -1,21 +1,43 @@
 //! Commands that change something: submit, cancel, retry, delete, pause, resume.
 
 use std::fmt::Display;
+use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
 use stepwell::{
-    BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, JobId, RetryFrom,
+    BulkAction, CancelOutcome, Client, DeliveryId, Enqueued, ErrorKind, JobId, NewJob, RetryFrom,
 };
 
-use crate::args::RetryOptions;
+use crate::args::{RetryOptions, Which};
 use crate::output::{Output, complain, count, remark};
 use crate::{FAILED, Failure, Result, job_line};
 
+/// Reads `file` (`-` is standard input) to its end.
+///
+/// # Errors
+/// When it cannot be read, or a line is bad; with its number.
+pub fn read(file: &str) -> Result<Vec<NewJob>> {
+    let mut text = Vec::new();
+    let from = if file == "-" { "standard input" } else { file };
+    let read = if file == "-" {
+        std::io::stdin().lock().read_to_end(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
+    };
+    read.map_err(|error| {
+        Failure::usage(format!(
+            "{from}: cannot be read, nothing is enqueued: {error}"
+        ))
+    })?;
+    job_line::parse(&text)
+        .map_err(|problem| Failure::usage(format!("{from}: {problem}; nothing is enqueued")))
+}
+
 pub fn submit(db: &Path, file: &str, out: &mut Output) -> Result<u8> {
     // Read first: bad input makes no queue.
-    let jobs = job_line::read(file)?;
+    let jobs = read(file)?;
     let enqueued = Client::open(db)?.enqueue_all(jobs)?;
     for Enqueued { id, is_new } in &enqueued {
         if out.is_json() {
@@ -41,9 +63,18 @@ pub fn tell_enqueued(enqueued: &[Enqueued], out: &Output) {
     }
 }
 
-pub fn cancel(client: &Client, ids: &[JobId], out: &mut Output) -> Result<u8> {
+pub fn cancel(client: &Client, which: &Which, out: &mut Output) -> Result<u8> {
+    if let Some(code) = all(
+        client,
+        BulkAction::Cancel,
+        which,
+        ("cancelled", "cancelled"),
+        out,
+    )? {
+        return Ok(code);
+    }
     let mut code = 0;
-    for id in ids {
+    for id in &which.ids {
         let (name, status) = match client.cancel(*id)? {
             CancelOutcome::Cancelled => ("cancelled", None),
             CancelOutcome::AlreadyFinished(status) => ("already_finished", Some(status)),
@@ -78,23 +109,51 @@ pub fn retry(client: &Client, options: &RetryOptions, out: &mut Output) -> Resul
     } else {
         RetryFrom::Failed
     };
-    let Some(status) = options.status else {
-        return each(&options.ids, out, "job", "is tried again", |id| {
-            client.retry(id, from)
-        });
-    };
-    let job_type = options.job_type.as_deref();
-    let retried = client.bulk(BulkAction::Retry(from), status, job_type, options.expect)?;
-    if out.is_json() {
-        out.json(&json!({"retried": retried}))?;
-    } else {
-        out.line(&format!("{} tried again", count(retried, "job")))?;
+    if let Some(code) = all(
+        client,
+        BulkAction::Retry(from),
+        &options.which,
+        ("retried", "tried again"),
+        out,
+    )? {
+        return Ok(code);
     }
-    Ok(0)
+    each(&options.which.ids, out, "job", "is tried again", |id| {
+        client.retry(id, from)
+    })
 }
 
-pub fn delete(client: &Client, ids: &[JobId], out: &mut Output) -> Result<u8> {
-    each(ids, out, "job", "is deleted", |id| client.delete(id))
+pub fn delete(client: &Client, which: &Which, out: &mut Output) -> Result<u8> {
+    if let Some(code) = all(
+        client,
+        BulkAction::Delete,
+        which,
+        ("deleted", "deleted"),
+        out,
+    )? {
+        return Ok(code);
+    }
+    each(&which.ids, out, "job", "is deleted", |id| client.delete(id))
+}
+
+/// Does it to all jobs with a status, or to none; nothing when they are named by their ids.
+fn all(
+    client: &Client,
+    action: BulkAction,
+    which: &Which,
+    (name, what): (&str, &str),
+    out: &mut Output,
+) -> Result<Option<u8>> {
+    let Some(status) = which.status else {
+        return Ok(None);
+    };
+    let changed = client.bulk(action, status, which.job_type.as_deref(), which.expect)?;
+    if out.is_json() {
+        out.json(&json!({ name: changed }))?;
+    } else {
+        out.line(&format!("{} {what}", count(changed, "job")))?;
+    }
+    Ok(Some(0))
 }
 
 pub fn redeliver(client: &Client, ids: &[DeliveryId], out: &mut Output) -> Result<u8> {

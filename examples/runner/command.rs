@@ -12,7 +12,7 @@ use serde_json::Value;
 use stepwell::{PhaseContext, PhaseError};
 
 use crate::group::Groups;
-use crate::job_line::Pipeline;
+use crate::job_line::{Pipeline, result_variable};
 use crate::output::plain;
 
 /// What stepwell stores of a result.
@@ -27,21 +27,6 @@ const PIPE_PATIENCE: Duration = Duration::from_secs(1);
 const EXIT_FAIL: i32 = 100;
 
 type Result<T> = std::result::Result<T, PhaseError>;
-
-/// The variable with the result of the phase `name`.
-pub fn result_variable(name: &str) -> String {
-    let plain = |c: char| {
-        if c.is_ascii_alphanumeric() {
-            c.to_ascii_uppercase()
-        } else {
-            '_'
-        }
-    };
-    format!(
-        "STEPWELL_RESULT_{}",
-        name.chars().map(plain).collect::<String>()
-    )
-}
 
 /// Runs the phase's command to its end.
 pub fn run(cx: &PhaseContext<Pipeline>, groups: &Groups) -> Result<Value> {
@@ -259,14 +244,6 @@ mod tests {
             json!("123456789012345678901")
         );
         assert_eq!(result(b"\xff\n"), json!("\u{fffd}"));
-    }
-
-    #[test]
-    fn a_variable_is_the_name_in_upper_case_and_underscores() {
-        assert_eq!(
-            result_variable("fetch-2.b:c"),
-            "STEPWELL_RESULT_FETCH_2_B_C"
-        );
     }
 
     #[test]

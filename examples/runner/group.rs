@@ -156,7 +156,7 @@ impl Group<'_> {
 
     /// Ends what the leader has left in its group.
     fn end_rest(&self, mut asked: Option<Instant>) {
-        while test_kill_process_group(self.id).is_ok() {
+        while is_left(self.id) {
             match asked {
                 None => {
                     self.signal(Signal::TERM);
@@ -182,6 +182,32 @@ impl Drop for Group<'_> {
         lock(&self.groups.running).remove(&self.id.as_raw_pid());
         self.groups.ended.notify_all();
     }
+}
+
+/// Whether somebody of the group can still do something. Who has ended and was not waited for cannot: the system goes on to count
+/// him among the group, in a container whose first process waits for nobody for ever.
+fn is_left(group: Pid) -> bool {
+    if test_kill_process_group(group).is_err() {
+        return false;
+    }
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return true;
+    };
+    let mut stats = processes
+        .flatten()
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok())
+        .peekable();
+    // Without any there is no such directory as Linux has, and nothing is known.
+    stats.peek().is_none() || stats.any(|stat| is_running_in(group, &stat))
+}
+
+/// Reads a line of `/proc/PID/stat`, <https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>: the name of the program is in
+/// parentheses, after it come state, parent and group.
+fn is_running_in(group: Pid, stat: &str) -> bool {
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let mut fields = after_name.split_ascii_whitespace();
+    let (state, own) = (fields.next(), fields.nth(1));
+    own == Some(&group.as_raw_pid().to_string()) && !matches!(state, Some("Z" | "X"))
 }
 
 /// Whether this process was started to be a guard.
@@ -210,4 +236,21 @@ pub fn guard() -> ExitCode {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_ended_is_not_running_in_its_group() {
+        let group = Pid::from_raw(42).expect("not zero");
+        let is_running = |stat| is_running_in(group, stat);
+        assert!(is_running("7 (sleep) S 1 42 42 0 -1"));
+        assert!(is_running("7 (a) Z 1 42 (b) R 1 42 42 0 -1"));
+        assert!(!is_running("7 (sleep) Z 1 42 42 0 -1"));
+        assert!(!is_running("7 (sleep) S 42 41 42 0 -1"));
+        assert!(!is_running("7 (sleep"));
+        assert!(!is_running(""));
+    }
 }

@@ -1,16 +1,12 @@
 //! The JSON lines that `submit` and `run` read, and what is stored of them.
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stepwell::webhook::{Endpoint, Secret};
 use stepwell::{EventKind, JobPlan, NewJob, PhaseName, PhaseSpec, RetryPolicy, While};
-
-use crate::command::result_variable;
-use crate::{Failure, Result};
 
 /// The type of the jobs that this program runs.
 pub const JOB_TYPE: &str = "command";
@@ -150,28 +146,23 @@ impl Pipeline {
     }
 }
 
-/// Reads `file` (`-` is standard input) to its end.
-///
-/// # Errors
-/// When it cannot be read, or a line is bad; with its number.
-pub fn read(file: &str) -> Result<Vec<NewJob>> {
-    let mut text = Vec::new();
-    let from = if file == "-" { "standard input" } else { file };
-    let read = if file == "-" {
-        std::io::stdin().lock().read_to_end(&mut text)
-    } else {
-        std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
+/// The variable with the result of the phase `name`.
+pub fn result_variable(name: &str) -> String {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
     };
-    read.map_err(|error| {
-        Failure::usage(format!(
-            "{from}: cannot be read, nothing is enqueued: {error}"
-        ))
-    })?;
-    parse(&text)
-        .map_err(|problem| Failure::usage(format!("{from}: {problem}; nothing is enqueued")))
+    format!(
+        "STEPWELL_RESULT_{}",
+        name.chars().map(plain).collect::<String>()
+    )
 }
 
-fn parse(text: &[u8]) -> std::result::Result<Vec<NewJob>, String> {
+/// The jobs of some lines; or which line is bad, and why.
+pub fn parse(text: &[u8]) -> std::result::Result<Vec<NewJob>, String> {
     let mut jobs = Vec::new();
     // Some editors begin a file with this mark.
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
@@ -229,6 +220,71 @@ fn parse_line(line: &[u8]) -> std::result::Result<NewJob, String> {
 mod tests {
     use super::*;
 
+    /// Lines, and what is said of them.
+    const BAD: &[(&str, &str)] = &[
+        ("{", "line 1: column 1: EOF while parsing an object"),
+        ("[]", "line 1: expected a JSON object"),
+        ("null", "line 1: expected a JSON object"),
+        ("hello", "line 1: expected a JSON object"),
+        (
+            r#"{"phases":[]}"#,
+            "line 1: job type \"command\": it has no phase",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":" "}]}"#,
+            "line 1: phase \"a\": run is empty",
+        ),
+        (
+            r#"{"phases":[{"name":"a b","run":"x"}]}"#,
+            "\"a b\" is not a name",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x","timeout_ms":0}]}"#,
+            "timeout_ms is 0",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x","timeout":1}]}"#,
+            "unknown field `timeout`",
+        ),
+        (
+            r#"{"phases":[{"name":"a.b","run":"x"},{"name":"a-b","run":"x"}]}"#,
+            "STEPWELL_RESULT_A_B",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x"},{"name":"a","run":"x"}]}"#,
+            "is there twice",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x"}],"max_attempts":0}"#,
+            "max_attempts is 0",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x"}],"unique_key":""}"#,
+            "unique key has 0 bytes",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x"}],"delay_ms":-1}"#,
+            "invalid value",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"a.example"}]}"#,
+            "webhooks[0]: webhook URL \"a.example\": expected http:// or https://",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","events":["job:done"]}]}"#,
+            "webhooks[0]: event \"job:done\": there is no such event",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","events":["job:progress"]}]}"#,
+            "event \"job:progress\" is never delivered",
+        ),
+        (
+            r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","secret":"hunter2"}]}"#,
+            "webhooks[0]: a webhook secret is not base64",
+        ),
+        ("\u{fffd}", "line 1: expected a JSON object"),
+    ];
+
     fn problem(line: &str) -> String {
         parse(line.as_bytes()).expect_err(line)
     }
@@ -236,69 +292,7 @@ mod tests {
     #[test]
     fn a_bad_line_is_told_with_its_number_and_reason() {
         let good = r#"{"phases":[{"name":"a","run":"true"}]}"#;
-        for (line, says) in [
-            ("{", "line 1: column 1: EOF while parsing an object"),
-            ("[]", "line 1: expected a JSON object"),
-            ("null", "line 1: expected a JSON object"),
-            ("hello", "line 1: expected a JSON object"),
-            (
-                r#"{"phases":[]}"#,
-                "line 1: job type \"command\": it has no phase",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":" "}]}"#,
-                "line 1: phase \"a\": run is empty",
-            ),
-            (
-                r#"{"phases":[{"name":"a b","run":"x"}]}"#,
-                "\"a b\" is not a name",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x","timeout_ms":0}]}"#,
-                "timeout_ms is 0",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x","timeout":1}]}"#,
-                "unknown field `timeout`",
-            ),
-            (
-                r#"{"phases":[{"name":"a.b","run":"x"},{"name":"a-b","run":"x"}]}"#,
-                "STEPWELL_RESULT_A_B",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x"},{"name":"a","run":"x"}]}"#,
-                "is there twice",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x"}],"max_attempts":0}"#,
-                "max_attempts is 0",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x"}],"unique_key":""}"#,
-                "unique key has 0 bytes",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x"}],"delay_ms":-1}"#,
-                "invalid value",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"a.example"}]}"#,
-                "webhooks[0]: webhook URL \"a.example\": expected http:// or https://",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","events":["job:done"]}]}"#,
-                "webhooks[0]: event \"job:done\": there is no such event",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","events":["job:progress"]}]}"#,
-                "event \"job:progress\" is never delivered",
-            ),
-            (
-                r#"{"phases":[{"name":"a","run":"x"}],"webhooks":[{"url":"http://a","secret":"hunter2"}]}"#,
-                "webhooks[0]: a webhook secret is not base64",
-            ),
-            ("\u{fffd}", "line 1: expected a JSON object"),
-        ] {
+        for (line, says) in BAD {
             let problem = problem(line);
             assert!(problem.contains(says), "{line}: {problem}");
         }
@@ -310,6 +304,14 @@ mod tests {
         assert_eq!(
             parse(format!("\u{feff}{good}\r\n\n  \n{good}").as_bytes()).map(|jobs| jobs.len()),
             Ok(2)
+        );
+    }
+
+    #[test]
+    fn a_variable_is_the_name_in_upper_case_and_underscores() {
+        assert_eq!(
+            result_variable("fetch-2.b:c"),
+            "STEPWELL_RESULT_FETCH_2_B_C"
         );
     }
 

@@ -127,9 +127,9 @@ fn run(args: &Args, out: &mut Output) -> Result<u8> {
         Verb::Stats => show::stats(&open(db)?, out),
         Verb::Explain { id } => show::explain(&open(db)?, *id, out),
         Verb::Check => show::check(&open(db)?, out),
-        Verb::Cancel { ids } => ask::cancel(&open(db)?, ids, out),
+        Verb::Cancel(which) => ask::cancel(&open(db)?, which, out),
         Verb::Retry(retry) => ask::retry(&open(db)?, retry, out),
-        Verb::Delete { ids } => ask::delete(&open(db)?, ids, out),
+        Verb::Delete(which) => ask::delete(&open(db)?, which, out),
         Verb::Pause => ask::set_paused(&open(db)?, true, out),
         Verb::Resume => ask::set_paused(&open(db)?, false, out),
     }

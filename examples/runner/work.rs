@@ -17,7 +17,7 @@ use stepwell::{
 
 use crate::args::{RunOptions, WorkOptions};
 use crate::group::{GRACE, Groups};
-use crate::job_line::{self, JOB_TYPE, Pipeline};
+use crate::job_line::{JOB_TYPE, Pipeline};
 use crate::output::{Cell, Output, Warnings, count, plain, remark};
 use crate::{FAILED, Failure, INTERRUPTED, Result, ask, command};
 
@@ -63,7 +63,7 @@ pub fn work(db: &Path, options: &WorkOptions, out: &mut Output) -> Result<u8> {
 }
 
 pub fn run(db: &Path, file: &str, options: &RunOptions, out: &mut Output) -> Result<u8> {
-    let jobs = job_line::read(file)?;
+    let jobs = ask::read(file)?;
     let mut worker = Worker::open(db, options)?;
     let mut events = worker.queue.subscribe()?;
     let enqueued = worker.queue.enqueue_all(jobs)?;

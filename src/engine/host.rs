@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::committer::{Deadline, Host};
+use crate::engine::health::News;
 use crate::engine::{Engine, State};
 use crate::error::Error;
 use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
@@ -69,10 +70,10 @@ impl Host for Engine {
             head_seq,
             counts,
             is_stopping,
-            store_failure,
+            store_health,
             ..
         } = &mut *state;
-        if !*is_stopping && store_failure.is_none() {
+        if !*is_stopping && store_health.failure().is_none() {
             ops.extend(
                 pruner
                     .step((*head_seq, counts), is_idle, now, monotonic())
@@ -98,6 +99,7 @@ impl Host for Engine {
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
             if let Op::Attempted(attempted) = op {
                 if let Err(error) = answer {
+                    self.with_outlet(|outlet| outlet.not_recorded(&attempted));
                     self.refused(&Op::Attempted(attempted), error);
                 } else {
                     recorded.push(attempted);
@@ -202,7 +204,7 @@ impl Host for Engine {
             | Op::Recover(_)
             | Op::Mail(_)
             | Op::Probe => return,
-            // It is sent again, under the same id.
+            // It is sent again after the next start, under the same id.
             Op::Attempted(attempted) => {
                 log::error!(
                     "delivery {}: what came of it cannot be recorded: {error}",
@@ -232,17 +234,18 @@ impl Host for Engine {
 
     fn store_health(&self, failure: Option<&Error>) {
         let mut state = self.state.lock();
-        match (failure, &state.store_failure) {
-            (Some(error), None) => {
-                log::error!("the store failed, nothing is claimed until it works again: {error}")
-            }
-            (None, Some(_)) => {
-                log::info!("the store works again");
-                state.backlog.unknown();
-            }
-            (Some(_), Some(_)) | (None, None) => {}
+        let news = state.store_health.set(failure, monotonic());
+        if matches!(news, News::WorksAgain | News::Quietly) {
+            state.backlog.unknown();
         }
-        state.store_failure = failure.map(ToString::to_string);
+        match (news, failure) {
+            (News::Failed, Some(error)) => {
+                log::error!("the store failed, nothing is claimed until it works again: {error}");
+            }
+            (News::WorksAgain, _) => log::info!("the store works again"),
+            (_, Some(error)) => log::debug!("the store failed again: {error}"),
+            (_, None) => {}
+        }
     }
 }
 
@@ -284,7 +287,8 @@ impl State {
 
     /// Why nothing is claimed, if it is because of the store.
     pub(super) fn failure(&self) -> Option<&String> {
-        self.store_failure.as_ref().or(self.claim_failure.as_ref())
+        let failure = self.store_health.failure();
+        failure.or(self.claim_failure.as_ref())
     }
 
     fn release(&self) -> Release {
@@ -427,7 +431,12 @@ impl Engine {
         if self.live.insert(row, run, now) == Left::Zombie {
             self.committer.ring_before(now.after(crate::live::GRACE));
         }
-        self.offer(row.id);
+        if self.is_stopping() {
+            // Who ends the queue may have looked already, and not wait any more.
+            self.give_back_paused();
+        } else {
+            self.offer(row.id);
+        }
     }
 
     /// Gives back what was offered of paused types, and of everything while the queue rests.

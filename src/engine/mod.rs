@@ -5,6 +5,7 @@
 //! `host` says what to commit and acts on what was committed, `desk` runs phases, `services` serves running handlers.
 
 mod desk;
+mod health;
 mod host;
 mod services;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use crate::bus::Bus;
 use crate::committer::Committer;
 use crate::config::{Config, Location};
+use crate::engine::health::StoreHealth;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId, JobStatus};
@@ -75,7 +77,7 @@ struct State {
     paused_types: HashSet<Arc<str>>,
     is_stopping: bool,
     /// The store's last failure, until it works again.
-    store_failure: Option<String>,
+    store_health: StoreHealth,
     /// A due job that cannot be read, until somebody resumes the queue.
     claim_failure: Option<String>,
     poison: Option<String>,
@@ -494,7 +496,7 @@ impl State {
             is_paused: false,
             paused_types: HashSet::new(),
             is_stopping: false,
-            store_failure: None,
+            store_health: StoreHealth::default(),
             claim_failure: None,
             poison: None,
             planning: HashSet::new(),

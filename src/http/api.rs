@@ -32,15 +32,17 @@ pub(super) fn jobs(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
         Some("error") => true,
         Some(other) => return Err(problem(400, &format!("with {other:?}: expected error"))),
     };
-    let max = if with_errors {
-        LIST_WITH_ERRORS_MAX
-    } else {
-        LIST_MAX
-    };
     if let Some(limit) = call.param("limit") {
-        let limit = limit.parse().ok().filter(|limit| (1..=max).contains(limit));
-        filter = filter
-            .limit(limit.ok_or_else(|| problem(400, &format!("limit: expected 1 to {max}")))?);
+        let limit = limit.parse().ok();
+        let limit = limit.filter(|limit| (1..=LIST_MAX).contains(limit));
+        let wrong = || problem(400, &format!("limit: expected 1 to {LIST_MAX}"));
+        let limit = limit.ok_or_else(wrong)?;
+        // A page may be short: the rest comes with the next one.
+        filter = filter.limit(if with_errors {
+            limit.min(LIST_WITH_ERRORS_MAX)
+        } else {
+            limit
+        });
     }
     if let Some(cursor) = call.param("cursor") {
         filter = filter.after(cursor);
@@ -92,6 +94,8 @@ pub(super) fn job(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     let mut shown = shown(site, &job);
     shown.insert("payloads_shown".to_owned(), json!(site.shows_payloads));
     shown.insert("hindrances".to_owned(), json!(hindrances));
+    let progress = site.engine.bus.progress_of(id);
+    shown.insert("progress".to_owned(), json!(progress));
     shown.insert("events".to_owned(), json!(events));
     shown.insert("deliveries".to_owned(), json!(deliveries));
     Ok(Answer::json(&shown).into())

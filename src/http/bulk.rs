@@ -34,7 +34,9 @@ pub(super) fn run(site: &Site, call: &Call<'_>) -> std::result::Result<Reply, An
     let expect = match call.body.get("expect_count") {
         None | Some(Value::Null) => None,
         Some(count) => {
-            let count = count.as_u64().and_then(|count| usize::try_from(count).ok());
+            // For JSON, 7.0 is a whole number too.
+            let count = count.to_string();
+            let count = count.strip_suffix(".0").unwrap_or(&count).parse().ok();
             Some(count.ok_or_else(|| problem(400, "\"expect_count\" is to be a whole number"))?)
         }
     };

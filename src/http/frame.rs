@@ -72,33 +72,10 @@ pub(super) fn chunk(body: &[u8], out: &mut Vec<u8>) {
 mod tests {
     use super::*;
     use crate::event::EventKind;
+    use crate::http::fuzz::decode;
     use crate::job::JobId;
     use crate::time::Timestamp;
     use serde_json::{Map, Value};
-
-    /// A reader as the standard says: CRLF, LF and CR end a line; data lines are joined by LF.
-    fn decode(bytes: &[u8]) -> Vec<(String, String, String)> {
-        let text = String::from_utf8(bytes.to_vec()).expect("UTF-8");
-        let text = text.replace("\r\n", "\n").replace('\r', "\n");
-        let (mut id, mut found) = (String::new(), Vec::new());
-        for block in text.split_terminator("\n\n") {
-            let (mut name, mut data) = (String::new(), Vec::new());
-            for line in block.lines() {
-                let (field, value) = line.split_once(':').unwrap_or((line, ""));
-                let value = value.strip_prefix(' ').unwrap_or(value);
-                match field {
-                    "id" if !value.contains('\0') => id = value.to_owned(),
-                    "event" => name = value.to_owned(),
-                    "data" => data.push(value),
-                    _ => {}
-                }
-            }
-            if !data.is_empty() {
-                found.push((id.clone(), name, data.join("\n")));
-            }
-        }
-        found
-    }
 
     /// Strings of what is dangerous, and of anything else: a small generator (xorshift), so that a failure repeats.
     fn text(state: &mut u64) -> String {

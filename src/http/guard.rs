@@ -11,8 +11,15 @@ use crate::http::answer::{Answer, header, problem};
 use crate::http::config::HttpConfig;
 use crate::http::server::Request;
 
-/// The name of the session cookie.
-const COOKIE: &str = "stepwell";
+/// The name of the session cookie: with the port, as the browser sees it. Cookies belong to a host whatever the port, and whoever
+/// signed in to one queue was signed out of the other.
+fn cookie_name(request: &Request) -> String {
+    let host = request.header("host").unwrap_or_default();
+    match host.rsplit_once(':') {
+        Some((_, port)) if port.bytes().all(|b| b.is_ascii_digit()) => format!("stepwell-{port}"),
+        _ => "stepwell".to_owned(),
+    }
+}
 
 pub(super) struct Guard {
     token: Option<String>,
@@ -99,25 +106,28 @@ impl Guard {
             .header("origin")
             .is_some_and(|origin| self.origins.iter().any(|it| it == origin));
         let cookies = request.header("cookie").unwrap_or_default().split(';');
+        let ours = cookie_name(request);
         !is_foreign
             && cookies
                 .filter_map(|cookie| cookie.trim().split_once('='))
-                .any(|(name, value)| name == COOKIE && is_equal(value, &self.session))
+                .any(|(name, value)| name == ours && is_equal(value, &self.session))
     }
 
     /// The cookie for whoever shows the token.
-    pub(super) fn sign_in(&self, shown: &str) -> Option<String> {
+    pub(super) fn sign_in(&self, request: &Request, shown: &str) -> Option<String> {
         let token = self.token.as_ref()?;
         is_equal(shown, token).then(|| {
             format!(
-                "{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict",
+                "{}={}; Path=/; HttpOnly; SameSite=Strict",
+                cookie_name(request),
                 self.session
             )
         })
     }
 
-    pub(super) fn sign_out() -> String {
-        format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0")
+    pub(super) fn sign_out(request: &Request) -> String {
+        let name = cookie_name(request);
+        format!("{name}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0")
     }
 
     /// A write has this content type, or none when it has no body.
@@ -227,8 +237,10 @@ mod tests {
         assert!(!known(&[("authorization", "Bearer 0123456789abcdeg")]));
         assert!(!known(&[("authorization", "0123456789abcdef")]));
         assert!(!known(&[]));
-        assert_eq!(guard.sign_in("wrong"), None);
-        let cookie = guard.sign_in("0123456789abcdef").expect("right");
+        let at = |host| Request::fake("POST", "/", &[("host", host)]);
+        assert_eq!(guard.sign_in(&at("localhost"), "wrong"), None);
+        let signed_in = guard.sign_in(&at("localhost"), "0123456789abcdef");
+        let cookie = signed_in.expect("right");
         assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"));
         let pair = cookie.split(';').next().expect("a pair");
         assert!(!pair.contains("0123456789abcdef"));
@@ -239,6 +251,14 @@ mod tests {
             ("cookie", pair),
             ("origin", "https://admin.example.com")
         ]));
+        // Two queues on one host: each has a cookie of its own.
+        let here = guard.sign_in(&at("[::1]:8080"), "0123456789abcdef");
+        let here = here.expect("right");
+        assert!(here.starts_with("stepwell-8080="), "{here}");
+        let pair_here = here.split(';').next().expect("a pair");
+        let both = format!("stepwell-8081=other; {pair_here}");
+        assert!(known(&[("host", "[::1]:8080"), ("cookie", &both)]));
+        assert!(!known(&[("host", "[::1]:8081"), ("cookie", &both)]));
         let other = super::Guard::new(&HttpConfig::new("127.0.0.1:0").token("0123456789abcdef"));
         assert!(!other.is_known(&Request::fake("GET", "/", &[("cookie", pair)])));
     }

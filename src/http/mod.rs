@@ -18,6 +18,8 @@ pub(crate) mod config;
 mod events;
 mod feed;
 mod frame;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod gate;
 mod guard;
 mod head;

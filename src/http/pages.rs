@@ -24,8 +24,8 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "LlbVc10MlH2WPeXtbkyjxxdSVCq3faI6P4CXx24sPLI=",
-    "fyjwpFA9FmB3VUVZG296d+gW6u1Vk1Hxt+9p3Zo0x50="
+    "Qp2TjCH7NG0WnZM0cYL4dC6up1rPOeiicWTGLsllR1A=",
+    "/t1YaboBnZQVIbcfhLZOmfTuCMXbg3UP5JJc4dCOHOc="
 );
 const SIGN_IN_POLICY: &str = policy!(
     "i6yX7vyOhyMbXOeFTfhQLezb1a7TnMaQxd1BwIPZP/8=",
@@ -53,15 +53,16 @@ pub(super) fn sign_in(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
         return Err(problem(409, "this server has no token"));
     }
     let shown = call.text("token")?.unwrap_or_default();
-    match site.guard.sign_in(shown.trim()) {
+    match site.guard.sign_in(call.request, shown.trim()) {
         Some(cookie) => Ok(Answer::empty().with("Set-Cookie", &cookie).into()),
         None => Err(problem(401, "this is not the token")),
     }
 }
 
-pub(super) fn sign_out(_: &Site, _: &Call<'_>) -> Result<Reply, Answer> {
+pub(super) fn sign_out(_: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
+    call.only(&[])?;
     Ok(Answer::empty()
-        .with("Set-Cookie", &Guard::sign_out())
+        .with("Set-Cookie", &Guard::sign_out(call.request))
         .into())
 }
 

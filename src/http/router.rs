@@ -132,10 +132,14 @@ impl Site {
         } else {
             &request.method
         };
-        let known: Vec<_> = ROUTES
+        let mut known: Vec<_> = ROUTES
             .iter()
             .filter_map(|route| Some((route, matches(route.path, path)?)))
             .collect();
+        if known.iter().any(|(_, id)| id.is_none()) {
+            // A name is no id: `/api/jobs/bulk` is not a job.
+            known.retain(|(_, id)| id.is_none());
+        }
         if known.is_empty() {
             return Err(problem(404, "there is no such page"));
         }

@@ -46,7 +46,7 @@ impl Request {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(fuzzing, test))]
 impl Request {
     pub(super) fn fake(method: &str, target: &str, headers: &[(&str, &str)]) -> Request {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
@@ -60,57 +60,38 @@ impl Request {
     }
 }
 
-/// The server behind the gate.
+/// The servers behind the gate: one at a time.
 pub(super) struct Backend {
-    state: Mutex<State>,
+    current: Mutex<Option<Arc<Live>>>,
     key: String,
-    sent: AtomicUsize,
-    received: AtomicUsize,
     /// Handlers that wait for a request.
     idle: AtomicUsize,
 }
 
-struct State {
-    server: Option<Arc<tiny_http::Server>>,
-    addr: Option<SocketAddr>,
+/// One of them, with its own counts: what was sent to one that has died is never received, and must not hide what the next one
+/// does not receive.
+pub(super) struct Live {
+    server: tiny_http::Server,
+    pub(super) addr: Option<SocketAddr>,
+    sent: AtomicUsize,
+    received: AtomicUsize,
 }
 
-fn start() -> Result<(Arc<tiny_http::Server>, Option<SocketAddr>)> {
-    let server = tiny_http::Server::http("127.0.0.1:0").map_err(|error| {
-        Error::new(
-            ErrorKind::InvalidConfig,
-            "http: no port on loopback can be bound",
-        )
-        .with_source(error)
-    })?;
-    let addr = server.server_addr().to_ip();
-    Ok((Arc::new(server), addr))
-}
-
-impl Backend {
-    pub(super) fn new() -> Result<Backend> {
-        let (server, addr) = start()?;
-        // The hasher's keys are the standard library's only source of chance.
-        let key = RandomState::new().hash_one(addr);
-        Ok(Backend {
-            state: Mutex::new(State {
-                server: Some(server),
-                addr,
-            }),
-            key: format!("{key:016x}"),
+impl Live {
+    fn start() -> Result<Arc<Live>> {
+        let server = tiny_http::Server::http("127.0.0.1:0").map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidConfig,
+                "http: no port on loopback can be bound",
+            )
+            .with_source(error)
+        })?;
+        Ok(Arc::new(Live {
+            addr: server.server_addr().to_ip(),
+            server,
             sent: AtomicUsize::new(0),
             received: AtomicUsize::new(0),
-            idle: AtomicUsize::new(0),
-        })
-    }
-
-    pub(super) fn addr(&self) -> Option<SocketAddr> {
-        self.state.lock().addr
-    }
-
-    /// By what a request shows that it came through the gate, and by which connection.
-    pub(super) fn key_of(&self, connection: u64) -> String {
-        format!("{}-{connection}", self.key)
+        }))
     }
 
     /// The gate has sent a request.
@@ -119,81 +100,99 @@ impl Backend {
     }
 
     /// Requests that were sent and not received.
-    pub(super) fn on_the_way(&self) -> usize {
+    fn on_the_way(&self) -> usize {
         let (sent, received) = (&self.sent, &self.received);
         sent.load(Ordering::Relaxed)
             .saturating_sub(received.load(Ordering::Relaxed))
     }
 
+    fn wake(&self) {
+        for _ in 0..HANDLERS {
+            self.server.unblock();
+        }
+    }
+}
+
+impl Backend {
+    pub(super) fn new() -> Result<Backend> {
+        let live = Live::start()?;
+        // The hasher's keys are the standard library's only source of chance.
+        let key = RandomState::new().hash_one(live.addr);
+        Ok(Backend {
+            current: Mutex::new(Some(live)),
+            key: format!("{key:016x}"),
+            idle: AtomicUsize::new(0),
+        })
+    }
+
+    /// Where the next request goes.
+    pub(super) fn live(&self) -> Option<Arc<Live>> {
+        self.current.lock().clone()
+    }
+
+    /// By what a request shows that it came through the gate, and by which connection.
+    pub(super) fn key_of(&self, connection: u64) -> String {
+        format!("{}-{connection}", self.key)
+    }
+
+    pub(super) fn on_the_way(&self) -> usize {
+        self.live().map_or(0, |live| live.on_the_way())
+    }
+
     /// A request has no answer for long. When handlers wait and it has reached none, the server is dead.
     pub(super) fn look(&self) {
-        if self.on_the_way() > 0 && self.idle.load(Ordering::Relaxed) == HANDLERS {
+        if let Some(live) = self.live()
+            && live.on_the_way() > 0
+            && self.idle.load(Ordering::Relaxed) == HANDLERS
+        {
             log::warn!("the HTTP server has stopped taking requests and is started again");
-            let current = self.state.lock().server.clone();
-            self.replace(current.as_ref());
+            self.replace(&live);
         }
     }
 
     /// Puts a new server in the place of `old`, unless somebody has done so.
-    fn replace(&self, old: Option<&Arc<tiny_http::Server>>) {
-        let mut state = self.state.lock();
-        let is_current = match (&state.server, old) {
-            (Some(current), Some(old)) => Arc::ptr_eq(current, old),
-            _ => false,
-        };
-        if !is_current {
+    fn replace(&self, old: &Arc<Live>) {
+        let mut current = self.current.lock();
+        if !current.as_ref().is_some_and(|live| Arc::ptr_eq(live, old)) {
             return;
         }
-        match start() {
-            Ok((server, addr)) => {
-                *state = State {
-                    server: Some(server),
-                    addr,
-                }
-            }
+        match Live::start() {
+            // What the old one had is lost: the gate has told those clients to try again.
+            Ok(live) => *current = Some(live),
             Err(error) => {
                 log::error!("{error}");
                 return;
             }
         }
-        drop(state);
-        // What the old one had is lost: the gate has told those clients to try again.
-        self.received
-            .store(self.sent.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.wake(old);
-    }
-
-    fn wake(&self, server: Option<&Arc<tiny_http::Server>>) {
-        for _ in 0..HANDLERS {
-            if let Some(server) = server {
-                server.unblock();
-            }
-        }
+        drop(current);
+        old.wake();
     }
 
     /// One of the threads that answer: until the server is closed.
     pub(super) fn serve(&self, answer: &dyn Fn(Request) -> Option<Vec<u8>>) {
-        loop {
-            let Some(server) = self.state.lock().server.clone() else {
-                return;
-            };
+        while let Some(live) = self.live() {
             self.idle.fetch_add(1, Ordering::Relaxed);
-            let received = server.recv();
+            let received = live.server.recv();
             self.idle.fetch_sub(1, Ordering::Relaxed);
             match received {
-                Ok(request) => self.answer(request, answer),
+                Ok(request) => self.answer(&live, request, answer),
                 // Its accept thread has ended, or it is not the current one any more.
-                Err(_) => self.replace(Some(&server)),
+                Err(_) => self.replace(&live),
             }
         }
     }
 
-    fn answer(&self, mut foreign: tiny_http::Request, answer: &dyn Fn(Request) -> Option<Vec<u8>>) {
+    fn answer(
+        &self,
+        live: &Live,
+        mut foreign: tiny_http::Request,
+        answer: &dyn Fn(Request) -> Option<Vec<u8>>,
+    ) {
         let Some(request) = self.take(&mut foreign) else {
             // Not from the gate. Dropping the request itself would answer it.
             return drop(foreign.into_writer());
         };
-        self.received.fetch_add(1, Ordering::Relaxed);
+        live.received.fetch_add(1, Ordering::Relaxed);
         let bytes = answer(request);
         let mut writer = foreign.into_writer();
         if let Some(bytes) = bytes
@@ -237,7 +236,37 @@ impl Backend {
 
     /// Ends the threads that answer.
     pub(super) fn close(&self) {
-        let server = self.state.lock().server.take();
-        self.wake(server.as_ref());
+        let live = self.current.lock().take();
+        if let Some(live) = live {
+            live.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The counts were kept over the change: a request that the old server still handed out made up for one that the new one lost,
+    /// and nobody noticed that this one was dead too.
+    #[test]
+    fn a_second_server_that_dies_is_noticed_like_the_first() {
+        let backend = Backend::new().expect("bound");
+        backend.idle.store(HANDLERS, Ordering::Relaxed);
+        let first = backend.live().expect("there is one");
+        first.sent();
+        first.sent();
+        backend.look();
+        let second = backend.live().expect("there is one");
+        assert!(!Arc::ptr_eq(&first, &second), "two requests were lost");
+        // One of them was only late.
+        first.received.fetch_add(1, Ordering::Relaxed);
+        backend.look();
+        let same = backend.live().expect("there is one");
+        assert!(Arc::ptr_eq(&second, &same), "nothing is on the way to it");
+        second.sent();
+        backend.look();
+        let third = backend.live().expect("there is one");
+        assert!(!Arc::ptr_eq(&second, &third), "its only request was lost");
     }
 }

@@ -141,8 +141,8 @@ impl Builder {
         self
     }
 
-    /// How webhooks are sent, and the endpoints that are told of the events of all jobs. Without it deliveries for jobs' own
-    /// endpoints are sent by the defaults, and the endpoints that the file knows by name stay as they are.
+    /// How webhooks are sent, and the endpoints that are told of the events of all jobs. Without it deliveries are sent
+    /// by the defaults. Without an endpoint in it those that the file knows by name stay as they are.
     #[cfg(feature = "webhook")]
     #[must_use]
     pub fn webhooks(mut self, config: crate::webhook::WebhookConfig) -> Builder {
@@ -196,10 +196,9 @@ impl Builder {
     /// Who sends deliveries.
     #[cfg(feature = "webhook")]
     fn outlet(&mut self) -> Result<Option<OpenOutlet>> {
-        let config = self.webhooks.take();
-        let is_given = config.is_some();
-        let (endpoints, open) = crate::webhook::opener(config.unwrap_or_default())?;
-        self.config.endpoints = is_given.then_some(endpoints);
+        let config = self.webhooks.take().unwrap_or_default();
+        let (endpoints, open) = crate::webhook::opener(config)?;
+        self.config.endpoints = (!endpoints.is_empty()).then_some(endpoints);
         Ok(Some(open))
     }
 

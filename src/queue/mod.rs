@@ -328,7 +328,7 @@ impl JobQueue {
     /// Sends a delivery again, from the first try on, whatever became of it. Its `webhook-id` and its body stay the same.
     ///
     /// # Errors
-    /// `NotFound`; `Conflict` when its endpoint belonged to a job that is deleted; `Storage` and its kin.
+    /// `NotFound`; `Storage` and its kin.
     pub fn redeliver(&self, id: DeliveryId) -> Result<()> {
         outbox::redeliver(&*self.0.engine, id)
     }
@@ -351,10 +351,10 @@ impl JobQueue {
     }
 
     /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys. A
-    /// queue that is opened with a configuration that does not name it disables it.
+    /// queue that is opened with a configuration that names other endpoints and not this one disables it.
     ///
     /// # Errors
-    /// `InvalidJob` for a bad name; `Storage` and its kin.
+    /// `InvalidJob` for a bad name; `Conflict` when 64 others are enabled; `Storage` and its kin.
     #[cfg(feature = "webhook")]
     pub fn put_endpoint(&self, name: &str, endpoint: crate::webhook::Endpoint) -> Result<()> {
         outbox::put(&*self.0.engine, name, endpoint)
@@ -363,7 +363,7 @@ impl JobQueue {
     /// Has deliveries written for an endpoint again, and sends what waits.
     ///
     /// # Errors
-    /// `NotFound`; `Storage` and its kin.
+    /// `NotFound`; `Conflict` when 64 others are enabled; `Storage` and its kin.
     pub fn enable_endpoint(&self, name: &str) -> Result<()> {
         outbox::enable(&*self.0.engine, name, true)
     }

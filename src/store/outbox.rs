@@ -93,6 +93,8 @@ pub(crate) enum Verdict {
     GiveUp,
     /// Given up, and the endpoint wants no more (410).
     Gone,
+    /// Given up without a try: its endpoint has said 410 to another one, and nobody can enable it again by name.
+    Unwanted,
 }
 
 /// Single rows within one open transaction.
@@ -106,7 +108,7 @@ pub(crate) trait OutboxRows {
     fn put_endpoint(&mut self, row: &EndpointRow) -> Result<i64>;
     fn link_endpoint(&mut self, job: JobId, endpoint_id: i64) -> Result<()>;
     fn unlink_endpoints(&mut self, job: JobId) -> Result<()>;
-    /// Deletes an endpoint without a name that no job has and no pending delivery needs.
+    /// Deletes an endpoint without a name that no job is linked to and no pending delivery needs.
     fn drop_endpoint(&mut self, id: i64) -> Result<()>;
 
     fn delivery(&mut self, id: DeliveryId) -> Result<Option<DeliveryRow>>;
@@ -123,14 +125,16 @@ pub(crate) trait OutboxRows {
         to: Timestamp,
         limit: usize,
     ) -> Result<Vec<DeliveryId>>;
-    /// Deletes deliveries that are over and ended before `cutoff`, or whose event is before `first`; at most `limit`. Answers how
-    /// many went, and when the oldest that is left ended.
+    /// Whether there is a delivery that tells of this job.
+    fn has_deliveries(&mut self, job: JobId) -> Result<bool>;
+    /// Deletes deliveries that are over and ended before `cutoff`, or that were delivered and whose event is before `first`; at most
+    /// `limit`. Answers of which jobs they told, one for each delivery, and when the oldest that is left ended.
     fn prune_deliveries(
         &mut self,
         first: DeliveryId,
         cutoff: Timestamp,
         limit: usize,
-    ) -> Result<(usize, Option<Timestamp>)>;
+    ) -> Result<(Vec<JobId>, Option<Timestamp>)>;
 }
 
 /// Which deliveries a list shows.

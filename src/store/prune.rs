@@ -51,14 +51,38 @@ pub(crate) fn run(commit: &mut dyn Delete, prune: &Prune) -> Result<Pruned> {
     pruned.until(oldest, events);
     rows.prune_holders(now, HOLDERS_MAX)?;
     let first = DeliveryId::of_event(keep_from.max(0), 0);
-    let (gone, oldest) = rows.prune_deliveries(first, cutoff(deliveries, now), prune.jobs_max)?;
-    pruned.deliveries = gone;
-    pruned.more |= gone == prune.jobs_max;
+    let (mut jobs, oldest) =
+        rows.prune_deliveries(first, cutoff(deliveries, now), prune.jobs_max)?;
+    pruned.deliveries = jobs.len();
+    pruned.more |= jobs.len() == prune.jobs_max;
     pruned.until(oldest, deliveries);
+    jobs.sort();
+    jobs.dedup();
+    for job in jobs {
+        if rows.job(job)?.is_none() {
+            drop_endpoints(rows, job)?;
+        }
+    }
     if pruned.jobs + pruned.events + pruned.deliveries > 0 {
         commit.written();
     }
     Ok(pruned)
+}
+
+/// Deletes the own endpoints of a job that is gone, unless there are deliveries of it, which can be sent again.
+pub(crate) fn drop_endpoints(rows: &mut dyn Rows, job: JobId) -> Result<()> {
+    if rows.has_deliveries(job)? {
+        return Ok(());
+    }
+    let endpoints = rows.endpoints_of(job)?;
+    if endpoints.is_empty() {
+        return Ok(());
+    }
+    rows.unlink_endpoints(job)?;
+    for endpoint in endpoints {
+        rows.drop_endpoint(endpoint.id)?;
+    }
+    Ok(())
 }
 
 impl Pruned {

@@ -1,5 +1,5 @@
-//! Which addresses a webhook may reach, decided for the very address that is connected to. L3. The only file that names what
-//! ureq keeps out of its promise of stability.
+//! Which addresses a webhook may reach, decided for the very address that is connected to. L3. With `target` the only file that names what ureq
+//! keeps out of its promise of stability.
 //!
 //! A URL may come from anybody who can enqueue a job, and this process may stand where that person does not: beside a database, or
 //! a cloud's metadata service. So every address that a host name leads to must be a public one, and the connection goes to
@@ -13,7 +13,9 @@ use ureq::Agent;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector, DefaultConnector, NextTimeout};
+
+use crate::webhook::target::AddQuery;
 
 /// What is not public in IANA's registry of special addresses (<https://www.iana.org/assignments/iana-ipv4-special-registry>), as
 /// first address and length of the prefix.
@@ -74,12 +76,21 @@ pub(super) fn is_public(address: IpAddr) -> bool {
 
 /// A client that connects to public addresses, and to the hosts of `allow_private`.
 pub(super) fn agent(config: Config, allow_private: Vec<String>) -> Agent {
-    let names = DefaultResolver::default();
+    let (connector, names) = (DefaultConnector::default(), DefaultResolver::default());
+    agent_of(config, allow_private, connector, names)
+}
+
+fn agent_of(
+    config: Config,
+    allow_private: Vec<String>,
+    connector: impl Connector,
+    names: impl Resolver,
+) -> Agent {
     let resolver = PublicOnly {
         names,
         allow_private,
     };
-    Agent::with_parts(config, DefaultConnector::default(), resolver)
+    Agent::with_parts(config, connector.chain(AddQuery), resolver)
 }
 
 /// Resolves names, and refuses those that lead to an address that is not public.
@@ -95,6 +106,18 @@ struct PublicOnly<R = DefaultResolver> {
 pub(super) struct Denied {
     host: String,
     address: IpAddr,
+}
+
+impl Denied {
+    /// The host is a number in some spelling, and no name. Source: <https://url.spec.whatwg.org/#ends-in-a-number-checker>.
+    pub(super) fn is_for_good(&self) -> bool {
+        let host = self.host.strip_suffix('.').unwrap_or(&self.host);
+        let last = host.rsplit('.').next().unwrap_or_default();
+        let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        host.starts_with('[')
+            || !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit())
+            || last.strip_prefix("0x").is_some_and(is_hex)
+    }
 }
 
 impl fmt::Display for Denied {
@@ -134,241 +157,4 @@ impl<R: Resolver> Resolver for PublicOnly<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{SocketAddr, TcpListener};
-    use std::sync::Mutex;
-    use std::time::Duration;
-
-    use super::*;
-    use crate::time::Timestamp;
-    use crate::webhook::sender::{Post, Sender, Sent, Timeouts};
-
-    /// Hosts as somebody might write them to reach what is not public. The last part of each is a port.
-    const SPELLINGS: &[&str] = &[
-        // 127.0.0.1 in every base, with parts left out
-        "127.0.0.1",
-        "127.1",
-        "127.0.1",
-        "2130706433",
-        "0x7f000001",
-        "0x7f.0.0.1",
-        "0x7f.1",
-        "017700000001",
-        "0177.0.0.1",
-        "0177.1",
-        "0x7F.0x0.0x0.0x1",
-        "127.0.0.01",
-        "127.000.000.001",
-        "0x7f.0.1",
-        "127.255.255.254",
-        "127.0.0.2",
-        // names of this machine
-        "localhost",
-        "LOCALHOST",
-        "LocalHost",
-        "localhost.",
-        // nobody, which is this machine
-        "0.0.0.0",
-        "0",
-        "0x0",
-        "00",
-        "0.0",
-        "0.0.0.1",
-        // private networks
-        "10.0.0.1",
-        "10.255.255.255",
-        "167772161",
-        "0xa000001",
-        "012.0.0.1",
-        "172.16.0.1",
-        "172.31.255.255",
-        "2886729729",
-        "192.168.0.1",
-        "192.168.1.1",
-        "3232235777",
-        "0xc0a80101",
-        "0300.0250.1.1",
-        "100.64.0.1",
-        "100.127.255.255",
-        // where clouds tell secrets
-        "169.254.169.254",
-        "2852039166",
-        "0xa9fea9fe",
-        "0251.0376.0251.0376",
-        "169.254.43518",
-        // documentation, benchmarks, multicast, reserved, broadcast
-        "192.0.0.1",
-        "192.0.2.1",
-        "192.88.99.1",
-        "198.18.0.1",
-        "198.19.255.255",
-        "198.51.100.1",
-        "203.0.113.1",
-        "224.0.0.1",
-        "239.255.255.255",
-        "240.0.0.1",
-        "255.255.255.255",
-        "4294967295",
-        // IPv6
-        "[::1]",
-        "[0:0:0:0:0:0:0:1]",
-        "[::]",
-        "[::ffff:127.0.0.1]",
-        "[::ffff:7f00:1]",
-        "[0:0:0:0:0:ffff:127.0.0.1]",
-        "[::ffff:10.0.0.1]",
-        "[::ffff:169.254.169.254]",
-        "[::ffff:8.8.8.8]",
-        "[::127.0.0.1]",
-        "[::7f00:1]",
-        "[::ffff:0:127.0.0.1]",
-        "[64:ff9b::127.0.0.1]",
-        "[64:ff9b::a00:1]",
-        "[64:ff9b:1::1]",
-        "[2001::1]",
-        "[2001:db8::1]",
-        "[2002:7f00:1::]",
-        "[fc00::1]",
-        "[fd12:3456:789a::1]",
-        "[fe80::1]",
-        "[febf::1]",
-        "[fec0::1]",
-        "[ff02::1]",
-        "[100::1]",
-        "[3fff::1]",
-        "[5f00::1]",
-        "[2001:10::1]",
-        "[2001:20::1]",
-    ];
-
-    fn sender(allow_private: &[&str]) -> Sender {
-        let second = Duration::from_secs(1);
-        let timeouts = Timeouts {
-            resolve: second,
-            connect: second,
-            total: second,
-        };
-        let hosts = allow_private
-            .iter()
-            .map(|host| (*host).to_owned())
-            .collect();
-        Sender::new(timeouts, hosts, false)
-    }
-
-    fn send(sender: &Sender, url: &str) -> Sent {
-        let at = Timestamp::from_millis(0);
-        sender.send(&Post {
-            url,
-            webhook_id: "msg_1",
-            secrets: &[],
-            body: "{}",
-            at,
-        })
-    }
-
-    #[test]
-    fn no_spelling_reaches_what_is_not_public() {
-        assert!(SPELLINGS.len() >= 80, "{}", SPELLINGS.len());
-        // Whoever came through would be seen here, on every address of this machine.
-        let door = TcpListener::bind("[::]:0").expect("a port");
-        door.set_nonblocking(true).expect("a socket");
-        let port = door.local_addr().expect("bound").port();
-        let sender = sender(&[]);
-        for host in SPELLINGS {
-            let sent = send(&sender, &format!("http://{host}:{port}/?key=1"));
-            match &sent {
-                Sent::Refused(problem) => assert!(!problem.contains("key=1"), "{problem}"),
-                // The system itself does not know what this is meant to be.
-                Sent::Failed(problem) => {
-                    let unknown = problem.contains("name is not known")
-                        || problem.contains("lookup")
-                        || problem.contains("was not resolved in time");
-                    assert!(unknown, "{host}: {problem}");
-                }
-                Sent::Answered { .. } | Sent::Cut => panic!("{host}: {sent:?}"),
-            }
-        }
-        assert!(door.accept().is_err(), "nobody came");
-    }
-
-    #[test]
-    fn what_is_allowed_by_name_is_reached_by_that_name_only() {
-        let door = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = door.local_addr().expect("bound").port();
-        let sender = sender(&["localhost"]);
-        assert!(matches!(
-            send(&sender, &format!("http://127.0.0.1:{port}/")),
-            Sent::Refused(_)
-        ));
-        door.set_nonblocking(true).expect("a socket");
-        assert!(door.accept().is_err());
-        // It listens and does not answer: the connection is made.
-        assert!(matches!(
-            send(&sender, &format!("http://localhost:{port}/")),
-            Sent::Failed(_)
-        ));
-        assert!(door.accept().is_ok());
-    }
-
-    /// A name that is public when it is looked at and private when it is used.
-    #[derive(Debug)]
-    struct Rebinding(Mutex<Vec<SocketAddr>>);
-
-    impl Resolver for Rebinding {
-        fn resolve(
-            &self,
-            _: &Uri,
-            _: &Config,
-            _: NextTimeout,
-        ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-            let mut answers = self.0.lock().expect("not poisoned");
-            let mut addresses = self.empty();
-            addresses.push(answers.remove(0));
-            Ok(addresses)
-        }
-    }
-
-    #[test]
-    fn each_answer_of_a_resolver_is_judged_by_itself() {
-        let answers = ["8.8.8.8:80", "127.0.0.1:80"].map(|text| text.parse().expect("an address"));
-        let guard = PublicOnly {
-            names: Rebinding(Mutex::new(answers.to_vec())),
-            allow_private: Vec::new(),
-        };
-        let uri: Uri = "http://rebind.example/".parse().expect("a URL");
-        let resolve = || {
-            let timeout = NextTimeout::default();
-            guard.resolve(&uri, &Config::default(), timeout)
-        };
-        assert_eq!(resolve().expect("public")[0].ip().to_string(), "8.8.8.8");
-        let error = resolve().expect_err("private").to_string();
-        assert!(
-            error.contains("\"rebind.example\" is at 127.0.0.1, which is not public"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn public_addresses_are_public() {
-        for address in [
-            "1.1.1.1",
-            "8.8.8.8",
-            "9.255.255.255",
-            "11.0.0.0",
-            "100.63.255.255",
-            "100.128.0.0",
-            "172.15.255.255",
-            "172.32.0.0",
-            "192.167.255.255",
-            "198.17.255.255",
-            "198.20.0.0",
-            "223.255.255.255",
-            "2606:4700::1111",
-            "2001:4860::8888",
-            "2a00::1",
-            "64:ff9a::1",
-        ] {
-            assert!(is_public(address.parse().expect("an address")), "{address}");
-        }
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::check_name;
-use crate::delivery::EndpointSpec;
+use crate::delivery::{EndpointSpec, NAMED_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::outlet::{OpenOutlet, Outlet};
 use crate::webhook::courier::Courier;
@@ -13,8 +13,6 @@ use crate::webhook::schedule::Schedule;
 use crate::webhook::sender::{Sender, Timeouts};
 
 const THREADS_MAX: usize = 256;
-/// Each event has room for 256 deliveries, those of its job's own endpoints included.
-const ENDPOINTS_MAX: usize = 64;
 
 /// By name.
 type Endpoints = Vec<(Arc<str>, EndpointSpec)>;
@@ -69,7 +67,8 @@ impl WebhookConfig {
     }
 
     /// An endpoint that is told of the events of all jobs. The file remembers it by `name` (1 to 128 of `[A-Za-z0-9_.:-]`), so
-    /// that other processes' jobs are told of, too; one that the configuration names no more is disabled. At most 64.
+    /// that other processes' jobs are told of, too. One that the configuration names no more is disabled; a configuration that
+    /// names none leaves all of them as they are. At most 64.
     #[must_use]
     pub fn endpoint(mut self, name: impl Into<Arc<str>>, endpoint: Endpoint) -> WebhookConfig {
         self.are_https &= endpoint.is_https();
@@ -139,13 +138,15 @@ impl WebhookConfig {
         }
         names.sort();
         let twice = names.windows(2).find(|pair| pair[0] == pair[1]);
-        let problem = if let Some(pair) = twice {
-            format!("endpoint {:?} is there twice: names must differ", pair[0])
-        } else if names.len() > ENDPOINTS_MAX {
+        let strange = self.allow_private.iter().find(|host| !is_host(host));
+        let problem = if let Some(host) = strange {
             format!(
-                "{} endpoints: at most {ENDPOINTS_MAX} are allowed",
-                names.len()
+                "allow_private is {host:?}: expected a host alone, without scheme, port and path"
             )
+        } else if let Some(pair) = twice {
+            format!("endpoint {:?} is there twice: names must differ", pair[0])
+        } else if names.len() > NAMED_MAX {
+            format!("{} endpoints: at most {NAMED_MAX} are allowed", names.len())
         } else if !(1..=THREADS_MAX).contains(&self.threads) {
             format!("threads is {}: expected 1 to {THREADS_MAX}", self.threads)
         } else if self.schedule.delays.is_empty() {
@@ -162,6 +163,13 @@ impl WebhookConfig {
             format!("webhooks: {problem}"),
         ))
     }
+}
+
+/// Whether it can be what a URL calls its host; it would else be allowed in vain.
+fn is_host(text: &str) -> bool {
+    let is_strange = |c: char| c.is_whitespace() || c.is_control() || "/\\?#@:".contains(c);
+    let is_ip = text.parse::<std::net::IpAddr>().is_ok();
+    is_ip || !text.is_empty() && !text.contains(is_strange)
 }
 
 /// The configuration in the engine's terms: its endpoints, and how to open who sends to them.

@@ -47,8 +47,9 @@ pub(crate) struct Courier {
 #[derive(Default)]
 struct Inbox {
     arrived: Vec<i64>,
-    ended: Vec<(i64, Ending)>,
+    ended: Vec<(DeliveryId, Ending)>,
     released: Vec<DeliveryId>,
+    stuck: Vec<DeliveryId>,
     look: bool,
     is_draining: bool,
     is_closed: bool,
@@ -60,7 +61,8 @@ struct Inbox {
 
 impl Inbox {
     fn has_news(&self) -> bool {
-        self.look || !(self.arrived.is_empty() && self.ended.is_empty() && self.released.is_empty())
+        let is_empty = self.arrived.is_empty() && self.ended.is_empty();
+        self.look || !(is_empty && self.released.is_empty() && self.stuck.is_empty())
     }
 }
 
@@ -78,7 +80,7 @@ impl Courier {
             threads_max,
             inbox: Mutex::default(),
             bell: Condvar::default(),
-            dispatch: Mutex::default(),
+            dispatch: Mutex::new(Dispatch::new(threads_max)),
             threads: Mutex::default(),
             me: me.clone(),
         })
@@ -109,11 +111,11 @@ impl Courier {
     /// A thread.
     fn run(&self) {
         while let Some(task) = self.next() {
-            let (id, endpoint_id) = (task.delivery.id, task.delivery.endpoint_id);
+            let id = task.delivery.id;
             if catch_unwind(AssertUnwindSafe(|| self.send(&task))).is_err() {
                 log::error!("delivery {id}: a bug of stepwell ended its try; it stays pending");
                 self.tell(|inbox| {
-                    inbox.ended.push((endpoint_id, Ending::Failed));
+                    inbox.ended.push((id, Ending::Failed));
                     inbox.released.push(id);
                 });
             }
@@ -148,14 +150,17 @@ impl Courier {
         }
         dispatch.is_draining = inbox.is_draining;
         let now = self.office.clock.now();
-        for (endpoint_id, ending) in inbox.ended.drain(..) {
-            dispatch.ended(endpoint_id, ending, now);
+        for (id, ending) in inbox.ended.drain(..) {
+            dispatch.ended(id, ending, now);
         }
         for endpoint_id in inbox.arrived.drain(..) {
             dispatch.arrived(endpoint_id);
         }
         for id in inbox.released.drain(..) {
             dispatch.released(id);
+        }
+        for id in inbox.stuck.drain(..) {
+            dispatch.stuck(id);
         }
         let look = std::mem::take(&mut inbox.look);
         drop(inbox);
@@ -184,6 +189,9 @@ impl Courier {
 
     fn send(&self, task: &Task) {
         let (delivery, endpoint) = (&task.delivery, &task.endpoint);
+        if !endpoint.is_enabled {
+            return self.give_up(task);
+        }
         let (at, started) = (self.office.clock.now(), monotonic());
         let id = delivery.id;
         let sent = self.sender.send(&Post {
@@ -191,7 +199,7 @@ impl Courier {
             webhook_id: &id.webhook_id(&self.office.file_id),
             secrets: &endpoint.spec.secrets,
             body: &delivery.body,
-            at,
+            at: self.office.clock.wall(),
         });
         let took = started.elapsed();
         let now = self.office.clock.now();
@@ -204,7 +212,7 @@ impl Courier {
         let (verdict, status, error, answer) = match sent {
             Sent::Cut => {
                 self.tell(|inbox| {
-                    inbox.ended.push((delivery.endpoint_id, Ending::Cut));
+                    inbox.ended.push((id, Ending::Cut));
                     inbox.released.push(id);
                 });
                 return;
@@ -236,7 +244,7 @@ impl Courier {
         } else {
             Ending::Failed
         };
-        self.tell(|inbox| inbox.ended.push((delivery.endpoint_id, ending)));
+        self.tell(|inbox| inbox.ended.push((id, ending)));
         (self.office.post)(Attempted {
             id,
             at,
@@ -249,6 +257,26 @@ impl Courier {
     }
 }
 
+impl Courier {
+    /// Its endpoint has said 410 to another delivery, and wants no more.
+    fn give_up(&self, task: &Task) {
+        let id = task.delivery.id;
+        let problem = task.endpoint.problem.as_deref().unwrap_or_default();
+        let error = format!("not sent, its endpoint is disabled: {problem}");
+        log::warn!("delivery {id} is given up: {error}");
+        self.tell(|inbox| inbox.ended.push((id, Ending::Cut)));
+        (self.office.post)(Attempted {
+            id,
+            at: self.office.clock.now(),
+            took_ms: 0,
+            status: None,
+            error: Some(error),
+            answer: None,
+            verdict: Verdict::Unwanted,
+        });
+    }
+}
+
 impl Outlet for Courier {
     fn arrived(&self, endpoints: &[i64]) {
         self.tell(|inbox| inbox.arrived.extend_from_slice(endpoints));
@@ -256,6 +284,10 @@ impl Outlet for Courier {
 
     fn recorded(&self, attempted: &Attempted) {
         self.tell(|inbox| inbox.released.push(attempted.id));
+    }
+
+    fn not_recorded(&self, attempted: &Attempted) {
+        self.tell(|inbox| inbox.stuck.push(attempted.id));
     }
 
     fn look(&self) {

@@ -77,6 +77,9 @@ impl Endpoint {
 
 impl NewJob {
     /// Tells an endpoint of this job's events, beside those of the configuration. May be called 16 times. Feature `webhook`.
+    ///
+    /// An endpoint that answers 410 is sent nothing more: what waits for it is given up. The next job that names it, with the same
+    /// events and keys, has it sent to again.
     #[must_use]
     pub fn webhook(mut self, endpoint: Endpoint) -> NewJob {
         self.endpoints.push(endpoint.into_spec());

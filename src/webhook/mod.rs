@@ -10,10 +10,13 @@ mod config;
 mod courier;
 mod dispatch;
 mod endpoint;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod schedule;
 mod secret;
 mod sender;
 mod signature;
+mod target;
 
 pub use config::WebhookConfig;
 pub use endpoint::Endpoint;

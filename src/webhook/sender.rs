@@ -3,18 +3,21 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime};
 
+use ureq::config::Config;
 use ureq::{Agent, Timeout};
 
+use crate::delivery::shown_url;
 use crate::sync::{AtomicBool, Ordering};
 use crate::time::Timestamp;
 use crate::webhook::address::{Denied, agent};
 use crate::webhook::endpoint::{check, is_https};
 use crate::webhook::secret::Secret;
 use crate::webhook::signature::sign;
+use crate::webhook::target::with_query;
 
 /// What is read of an answer, and what is kept of it.
 const ANSWER_READ_MAX: u64 = 64 * 1024;
-const ANSWER_KEPT: usize = 2048;
+pub(super) const ANSWER_KEPT: usize = 2048;
 const HEADERS_MAX: usize = 32 * 1024;
 /// Connections that are kept open for the next delivery, and for how long.
 const IDLE_MAX: usize = 4;
@@ -65,6 +68,16 @@ impl Sender {
         allow_private: Vec<String>,
         is_https_only: bool,
     ) -> Sender {
+        Sender::with(timeouts, is_https_only, |config| {
+            agent(config, allow_private)
+        })
+    }
+
+    pub(super) fn with(
+        timeouts: Timeouts,
+        is_https_only: bool,
+        agent: impl FnOnce(Config) -> Agent,
+    ) -> Sender {
         let config = Agent::config_builder()
             .proxy(None)
             .max_redirects(0)
@@ -79,7 +92,7 @@ impl Sender {
             .timeout_global(Some(timeouts.total))
             .build();
         Sender {
-            agent: agent(config, allow_private),
+            agent: agent(config),
             is_https_only,
             is_cut: AtomicBool::new(false),
         }
@@ -95,9 +108,10 @@ impl Sender {
         if self.is_cut.load(Ordering::Acquire) {
             return Sent::Cut;
         }
-        if let Err(error) = check(post.url) {
-            return Sent::Refused(error.to_string());
-        }
+        let uri = match check(post.url) {
+            Ok(uri) => uri,
+            Err(error) => return Sent::Refused(error.to_string()),
+        };
         if self.is_https_only && !is_https(post.url) {
             return Sent::Refused("it is not https, and only that is allowed".to_owned());
         }
@@ -110,7 +124,7 @@ impl Sender {
             Ok(secrets) => secrets,
             Err(error) => return Sent::Refused(error.to_string()),
         };
-        let sent = self.post(post, &secrets);
+        let sent = with_query(uri.query(), || self.post(post, &secrets));
         // What was ended by us is no fault of the receiver. An answer is an answer.
         if self.is_cut.load(Ordering::Acquire) && !matches!(sent, Sent::Answered { .. }) {
             return Sent::Cut;
@@ -122,7 +136,7 @@ impl Sender {
         let timestamp = post.at.as_millis().div_euclid(1000);
         let mut request = self
             .agent
-            .post(post.url)
+            .post(shown_url(post.url))
             .header("content-type", "application/json")
             .header("webhook-id", post.webhook_id)
             .header("webhook-timestamp", timestamp.to_string());
@@ -142,21 +156,29 @@ impl Sender {
         let reader = response.body_mut().with_config().limit(u64::MAX).reader();
         // The status has decided: that the rest cannot be read changes nothing.
         reader.take(ANSWER_READ_MAX).read_to_end(&mut bytes).ok();
-        bytes.truncate(ANSWER_KEPT);
         Sent::Answered {
             status: response.status().as_u16(),
-            answer: String::from_utf8_lossy(&bytes).into_owned(),
+            answer: kept(&bytes),
             retry_after,
         }
     }
 }
 
+/// The beginning of an answer. What is no UTF-8 takes more room as text than it did before.
+fn kept(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(ANSWER_KEPT)]).into_owned();
+    text.truncate(text.floor_char_boundary(ANSWER_KEPT));
+    text
+}
+
 /// The value of `Retry-After`: seconds, or a date. Source: RFC 9110, section 10.2.3.
 fn wait_of(text: &str, now: Timestamp) -> Option<Duration> {
-    if let Ok(seconds) = text.trim().parse() {
-        return Some(Duration::from_secs(seconds));
+    let text = text.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than fits is as long as can be: the schedule has a limit of its own.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
-    let at = httpdate::parse_http_date(text.trim()).ok()?;
+    let at = httpdate::parse_http_date(text).ok()?;
     let at = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     let at = Timestamp::from_millis(i64::try_from(at.as_millis()).ok()?);
     Some(at.since(now))
@@ -169,7 +191,14 @@ fn wait_of(text: &str, now: Timestamp) -> Option<Duration> {
 fn failed(error: &ureq::Error) -> Sent {
     use ureq::Error;
     Sent::Failed(match error {
-        Error::Other(other) if other.is::<Denied>() => return Sent::Refused(other.to_string()),
+        Error::Other(other) if other.is::<Denied>() => {
+            let denied = other.downcast_ref::<Denied>();
+            // A name may lead elsewhere tomorrow: a resolver of a guest network says so for an hour. A number will not.
+            if denied.is_some_and(Denied::is_for_good) {
+                return Sent::Refused(other.to_string());
+            }
+            other.to_string()
+        }
         Error::Timeout(Timeout::Resolve) => "the host's name was not resolved in time".to_owned(),
         Error::Timeout(Timeout::Connect) => "no connection in time".to_owned(),
         Error::Timeout(_) => "no complete answer in time".to_owned(),
@@ -188,11 +217,22 @@ fn failed(error: &ureq::Error) -> Sent {
 mod tests {
     use super::*;
 
+    /// The bug: each byte that was no UTF-8 was kept as three, so that an answer took up to 6 KiB of the file.
+    #[test]
+    fn no_answer_is_kept_longer_than_its_limit() {
+        for byte in [b'x', 0xff, 0xc3] {
+            assert!(kept(&[byte; 3000]).len() <= ANSWER_KEPT, "{byte}");
+        }
+        assert_eq!(kept(&[b'x'; 3000]).len(), ANSWER_KEPT);
+        assert_eq!(kept(b"word"), "word");
+    }
+
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         let now = Timestamp::from_millis(1_445_412_480_000);
         let wait = |text| wait_of(text, now).map(|wait| wait.as_secs());
         assert_eq!(wait("120"), Some(120));
+        assert_eq!(wait("99999999999999999999999"), Some(u64::MAX));
         assert_eq!(wait("Wed, 21 Oct 2015 07:28:05 GMT"), Some(5));
         assert_eq!(wait("Wednesday, 21-Oct-15 07:28:07 GMT"), Some(7));
         assert_eq!(

@@ -78,6 +78,9 @@ fn a_job_is_cancelled_retried_and_deleted() {
     let id = served.jobs.enqueue(&json!({"wait": true})).unwrap();
     served.wait_for(id, JobStatus::Running);
     let job = |action: &str| format!("/api/jobs/{id}{action}");
+    crate::support::until("its progress is told", || {
+        served.get(&job("")).json()["progress"]["message"] == "half\r\nid: 7"
+    });
     assert_eq!(
         served.post(&job("/retry"), "{\"from\":\"failed\"}").status,
         409
@@ -133,7 +136,7 @@ fn many_jobs_are_changed_together_and_only_if_they_are_as_many_as_expected() {
     let some = bulk(json!({"action": "delete", "ids": [ids[0], ids[1], 999]})).json();
     assert_eq!(some, json!({"changed": 2, "skipped": 1}));
     let rest =
-        bulk(json!({"action": "delete", "status": "failed", "type": "work", "expect_count": 2}));
+        bulk(json!({"action": "delete", "status": "failed", "type": "work", "expect_count": 2.0}));
     assert_eq!(rest.json(), json!({"changed": 2}));
     for bad in [
         json!({"action": "delete"}),
@@ -143,6 +146,8 @@ fn many_jobs_are_changed_together_and_only_if_they_are_as_many_as_expected() {
         json!({"action": "delete", "ids": [1], "status": "failed"}),
         json!({"action": "delete", "ids": ["1"]}),
         json!({"action": "delete", "status": "failed", "expect_count": -1}),
+        json!({"action": "delete", "status": "failed", "expect_count": 1.5}),
+        json!({"action": "delete", "status": "failed", "expect_count": "1"}),
     ] {
         assert_eq!(bulk(bad.clone()).status, 400, "{bad}");
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stepwell::{HttpConfig, JobType, Phase, PhaseError, RetryPolicy};
 
-use crate::support::{Served, builder};
+use crate::support::{Served, builder, local, until};
 
 const FILE: &str = "STEPWELL_HTTP_DEMO";
 const ADDR: &str = "STEPWELL_HTTP_ADDR";
@@ -244,4 +244,54 @@ fn readers_that_others_wrote_hear_the_log() {
         json!(log.len()),
         "{parsed}"
     );
+}
+
+/// A 503 would have ended it for good.
+#[test]
+fn a_reader_for_which_there_was_no_place_comes_again_by_itself() {
+    let Some(clients) = clients() else {
+        return;
+    };
+    let served = Served::with(local().max_streams(1));
+    let held = served.stream("/events", "");
+    let mut reader = Command::new("node")
+        .arg(script("eventsource.mjs"))
+        .arg(format!("http://{}/events", served.addr))
+        .arg("1")
+        .env("STEPWELL_HTTP_CLIENTS", &clients)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(reader.stderr.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "again");
+    drop(held);
+    let streams = |count: u8| {
+        let metrics = served.get("/metrics").body;
+        metrics.contains(&format!("stepwell_http_streams {count}\n"))
+    };
+    until("its place is free", || streams(0));
+    until("it has come again", || streams(1));
+    let id = served.run(&json!(1));
+    let mut heard = BufReader::new(reader.stdout.take().unwrap()).lines();
+    let event: Value = serde_json::from_str(&heard.next().unwrap().unwrap()).unwrap();
+    assert_eq!(event["job_id"], id.as_i64());
+    assert!(reader.wait().unwrap().success());
+}
+
+#[test]
+fn the_token_is_entered_in_a_real_browser_and_the_page_is_live_by_its_cookie() {
+    let Some(clients) = clients() else {
+        return;
+    };
+    let token = "0123456789abcdef0123";
+    let served = Served::with(local().token(token));
+    let output = Command::new("node")
+        .arg(script("sign_in.mjs"))
+        .arg(format!("http://{}/", served.addr))
+        .arg(token)
+        .env("STEPWELL_HTTP_CLIENTS", &clients)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
 }

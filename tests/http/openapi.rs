@@ -157,6 +157,7 @@ fn is_of_type(says: &Value, value: &Value) -> bool {
         "array" => value.is_array(),
         "string" => value.is_string(),
         "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
         "boolean" => value.is_boolean(),
         "null" => value.is_null(),
         other => panic!("no type {other}"),
@@ -394,6 +395,8 @@ fn every_answer_is_in_the_document_and_everything_in_the_document_is_answered() 
     let waiting = served.jobs.enqueue(&json!({"wait": true})).unwrap();
     served.wait_for(waiting, JobStatus::Running);
     reads(&mut walk, &served, failed);
+    let running = ("GET", "/api/jobs/{id}", waiting.as_i64(), "", "");
+    assert_eq!(call(&mut walk, &served, "", running), 200);
     stream(&mut walk, &served);
     writes(&mut walk, &served, failed, waiting.as_i64());
     deliveries(&mut walk, &served);
@@ -435,7 +438,7 @@ fn what_is_refused_is_a_problem_of_the_shape_that_the_document_has() {
     };
     for (method, path, headers, status) in [
         ("PUT", "/api/jobs", JSON, 405),
-        ("GET", "/api/jobs/bulk", "", 400),
+        ("GET", "/api/jobs/bulk", "", 405),
         ("GET", "/nowhere", "", 404),
         ("GET", "/api/jobs", "Host: evil.example\r\n", 421),
         ("GET", "/api/jobs", "Origin: http://evil.example\r\n", 403),

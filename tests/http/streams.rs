@@ -1,5 +1,6 @@
 //! Event streams as their readers see them.
 
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -148,18 +149,35 @@ fn a_client_of_http_1_0_gets_events_as_they_happen() {
     }
 }
 
-/// What tiny_http alone does not do: of several connections that arrive at once some get no thread.
+/// What tiny_http alone does not do: of several connections that arrive at once some get no thread. Eight browsers, each with
+/// eight streams and the six requests that it has under way at a time.
 #[test]
-fn streams_that_are_opened_at_one_instant_are_all_served_50_times() {
+fn streams_and_requests_of_one_instant_are_all_served_50_times() {
+    const BROWSERS: usize = 8;
     let served = Served::new();
+    let ask = |path: &str| {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n");
+        Stream::asked(served.addr, &request)
+    };
     for round in 0..50 {
-        let request = format!(
-            "GET /events HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\nX: {round}\r\n\r\n"
-        );
-        let asked: Vec<_> = (0..64)
-            .map(|_| Stream::asked(served.addr, &request))
-            .collect();
-        let mut streams: Vec<_> = asked.into_iter().map(Stream::begin).collect();
+        let start = Barrier::new(BROWSERS);
+        let browse = || {
+            start.wait();
+            let streams: Vec<_> = (0..8).map(|_| ask("/events")).collect();
+            let mut requests: Vec<_> = (0..6).map(|_| ask("/api/stats")).collect();
+            let streams: Vec<_> = streams.into_iter().map(Stream::begin).collect();
+            for request in &mut requests {
+                assert_eq!(crate::support::read_answer(request).status, 200);
+            }
+            streams
+        };
+        let mut streams = std::thread::scope(|scope| {
+            let browsers: Vec<_> = (0..BROWSERS).map(|_| scope.spawn(browse)).collect();
+            let opened = browsers.into_iter().flat_map(|it| it.join().unwrap());
+            opened.collect::<Vec<_>>()
+        });
+        assert_eq!(streams.len(), 64);
         let id = served.run(&json!(round));
         for stream in &mut streams {
             let sent = stream.next().unwrap_or_else(|| panic!("{}", stream.head));

@@ -1,5 +1,7 @@
 //! Files that are no queue of ours, or not any more: an error that says so, and nothing is changed.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use stepwell::{Client, ErrorKind, JobId, JobQueue, JobStatus, JobType, ListFilter};
 
@@ -55,7 +57,7 @@ fn a_directory_that_cannot_be_written_is_named() {
     assert_refused(
         Client::open(path),
         ErrorKind::Storage,
-        "/proc/jobs.db: the file cannot be created",
+        "/proc/jobs.db: the file cannot be created: check the permissions of its directory",
     );
 }
 
@@ -150,6 +152,14 @@ fn use_damaged(harness: &Harness) -> stepwell::Result<()> {
     let mut builder = harness.builder();
     builder.register(plain("plain"));
     let queue = builder.open()?;
+    let used = use_queue(harness, &queue);
+    // However it went, and however long it takes: the next one needs the file.
+    queue.shutdown(Duration::from_millis(500)).ok();
+    queue.wait_closed();
+    used
+}
+
+fn use_queue(harness: &Harness, queue: &JobQueue) -> stepwell::Result<()> {
     let id = queue.enqueue("plain", &1)?;
     harness.until("it ran, or there is a reason why not", || {
         let is_over = queue

@@ -307,3 +307,28 @@ fn a_reader_hears_the_rest_after_the_end_and_then_that_it_is_the_end() {
     assert_eq!(end, ErrorKind::Closed);
     assert_eq!(kinds.last(), Some(&EventKind::Completed));
 }
+
+/// The bug: a position below zero was reckoned with, and overflowed.
+#[test]
+fn a_position_before_the_beginning_is_the_beginning() {
+    let harness = Harness::new();
+    let queue = harness.open_without_workers();
+    for n in 0..3 {
+        queue.enqueue("plain", &n).unwrap();
+    }
+    for seq in [i64::MIN, -1, 0] {
+        let seqs: Vec<_> = queue
+            .events_after(seq, 10)
+            .unwrap()
+            .iter()
+            .map(|event| event.seq)
+            .collect();
+        assert_eq!(seqs, [1, 2, 3], "{seq}");
+        let next = queue
+            .subscribe_after(seq)
+            .recv_timeout(harness.left())
+            .unwrap();
+        assert!(matches!(next, stepwell::Notice::Event(event) if event.seq == 1));
+    }
+    assert_eq!(queue.events_after(i64::MAX, 10).unwrap(), []);
+}

@@ -26,6 +26,8 @@ mod retry;
 mod schedule;
 mod seed;
 mod shutdown;
+#[cfg(all(target_os = "linux", feature = "signals"))]
+mod signals;
 mod support;
 mod tidy;
 mod typed;

@@ -363,6 +363,11 @@ fn a_retry_of_many_is_refused_when_they_are_not_as_many_as_expected() {
     );
     assert_eq!(queue.stats().unwrap().failed, 3);
     assert_eq!(queue.bulk(retry, failed, Some("other"), None).unwrap(), 0);
+    assert_refused(
+        queue.bulk(retry, failed, Some("other"), Some(3)),
+        ErrorKind::Conflict,
+        "0 jobs of type \"other\" are failed, not 3",
+    );
     switch.store(true, Ordering::SeqCst);
     let retried = queue.bulk(retry, failed, Some("switched"), Some(3));
     assert_eq!(retried.unwrap(), 3);

@@ -24,7 +24,7 @@ const LAYERS: [&str; 5] = [
     "sync transition",
     "store",
     "bus committer engine explain http listener live outbox outlet owner pool requests retention runner scheduler shutdown webhook",
-    "client handle interleave lib queue testing",
+    "client fuzzing handle interleave lib queue testing",
 ];
 const LAYER_UNLISTED: usize = 3;
 /// Every layer may use it, and it alone names locks and threads.

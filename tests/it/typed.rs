@@ -332,3 +332,37 @@ fn a_planned_job_goes_on_in_its_plan_after_a_restart() {
     queue.resume().unwrap();
     assert_eq!(jobs.wait(id, harness.left()).unwrap(), "C");
 }
+
+/// The bug: a number with a fraction was read again with another last digit, so that the next phase, the caller and a retry got
+/// another number than the handler had returned.
+#[test]
+fn numbers_come_back_bit_for_bit() {
+    const NUMBERS: Phase<Vec<f64>> = Phase::new("numbers");
+    const AGAIN: Phase<Vec<f64>> = Phase::new("again");
+    let harness = Harness::new();
+    let (_queue, jobs) = harness.open(
+        JobType::<Vec<f64>>::new("numbers")
+            .phase(NUMBERS, |cx| {
+                cx.save(cx.input())?;
+                Ok(cx.saved::<Vec<f64>>()?.unwrap_or_default())
+            })
+            .phase(AGAIN, |cx| cx.get(NUMBERS)),
+    );
+    // Every magnitude: a multiplier that wanders through all bits.
+    let bits = (1..2000_u64).map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mut numbers: Vec<f64> = bits
+        .map(f64::from_bits)
+        .filter(|it| it.is_finite())
+        .collect();
+    numbers.extend([0.1, 5e-324, f64::MAX, -9_223_373_256_084_775_808.0]);
+    let id = jobs.enqueue(&numbers).unwrap();
+    let back = jobs.wait(id, harness.left()).unwrap();
+    assert_eq!(back.len(), numbers.len());
+    for (sent, got) in numbers.iter().zip(&back) {
+        assert_eq!(
+            sent.to_bits(),
+            got.to_bits(),
+            "{sent:e} came back as {got:e}"
+        );
+    }
+}

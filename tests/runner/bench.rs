@@ -192,7 +192,7 @@ fn code(status: ExitStatus) -> i32 {
     status.code().or(by_signal).unwrap()
 }
 
-fn example() -> PathBuf {
+pub(crate) fn example() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let example = test.ancestors().nth(2).unwrap().join("examples/runner");
     assert!(

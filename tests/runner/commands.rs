@@ -1,8 +1,12 @@
 //! One command: what it is told, what becomes of its output and its end.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, is_alive, wait_until};
+#[cfg(target_os = "linux")]
+use crate::bench::{PATIENCE, example};
 
 #[test]
 fn a_command_finds_everything_in_its_environment() {
@@ -110,6 +114,60 @@ fn what_a_command_leaves_running_ends_with_it() {
         .ok();
     let pid = run.json()[0]["result"].to_string();
     assert!(!is_alive(&pid), "{pid}");
+}
+
+/// Tells this program to be the process that [`the_init_that_reaps_nobody`] is.
+#[cfg(target_os = "linux")]
+const INIT: &str = "STEPWELL_RUNNER_INIT";
+
+/// In another process: the first process of many a container, which gets every orphan and waits for none.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_init_that_reaps_nobody() {
+    let Some(dir) = std::env::var_os(INIT) else {
+        return;
+    };
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    let mut runner = std::process::Command::new(example());
+    runner.args(["--db", "jobs.db", "run", "jobs.jsonl"]);
+    let status = runner.current_dir(dir).status().unwrap();
+    std::process::exit(status.code().unwrap());
+}
+
+/// The bug: what a command had left behind was ended, but stayed in the table of processes, since nobody asked for its exit code.
+/// The phase waited for its group to be gone for as long as that was so: for ever.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_nobody_reaps_holds_up_no_phase() {
+    use std::os::unix::process::CommandExt;
+    let bench = Bench::new();
+    let line = json!({"phases": [{"name": "a", "run": "sleep 1000 & echo $! > pid"}]});
+    std::fs::write(bench.path("jobs.jsonl"), line.to_string()).unwrap();
+    let mut init = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "commands::the_init_that_reaps_nobody"])
+        .env(INIT, bench.path(""))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    let status = loop {
+        match init.try_wait().unwrap() {
+            None if started.elapsed() < PATIENCE => {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            ended => break ended,
+        }
+    };
+    let group = rustix::process::Pid::from_child(&init);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).ok();
+    init.wait().unwrap();
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+    let took = started.elapsed();
+    // Its own grace is 5 s: it ended by SIGTERM.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(!is_alive(bench.read("pid").trim()));
 }
 
 #[test]

@@ -156,6 +156,35 @@ fn failed_jobs_are_tried_again_only_if_they_are_so_many() {
 }
 
 #[test]
+fn jobs_are_cancelled_and_deleted_together_only_if_they_are_so_many() {
+    let bench = Bench::new();
+    bench.submit(&[GOOD, GOOD].join("\n"));
+    let all = |verb, status, count| {
+        let args = [
+            verb, "--status", status, "--type", "command", "--expect", count,
+        ];
+        bench.runner(&args)
+    };
+    let refused = all("cancel", "pending", "3");
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(
+        refused.stderr.contains("2 jobs are pending, not 3"),
+        "{refused:?}"
+    );
+    assert_eq!(
+        all("cancel", "pending", "2").ok().stdout,
+        "2 jobs cancelled\n"
+    );
+    assert_eq!(all("delete", "cancelled", "1").code, 1);
+    assert_eq!(bench.client().stats().unwrap().cancelled, 2);
+    assert_eq!(
+        all("delete", "cancelled", "2").ok().stdout,
+        "2 jobs deleted\n"
+    );
+    assert_eq!(bench.client().stats().unwrap().cancelled, 0);
+}
+
+#[test]
 fn lists_and_counts_are_tables_or_json() {
     let bench = Bench::new();
     assert_eq!(

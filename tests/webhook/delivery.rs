@@ -6,7 +6,7 @@ use serde_json::json;
 use stepwell::webhook::{Endpoint, Secret, Signed, WebhookConfig};
 use stepwell::{Client, DeliveryStatus, ErrorKind, EventKind, Keep, NewJob, Retention, Timestamp};
 
-use crate::receiver::{Receiver, wait_until};
+use crate::receiver::{PATIENCE, Receiver, wait_until};
 use crate::{Bench, deliveries, finish, quick, wait_over};
 
 #[test]
@@ -212,8 +212,9 @@ fn a_job_that_retention_deletes_takes_no_delivery_with_it() {
         (DeliveryStatus::Delivered, Some(200))
     );
     assert_eq!(queue.check().unwrap(), Vec::<String>::new());
-    let refused = queue.redeliver(delivery.id).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");
+    queue.redeliver(delivery.id).unwrap();
+    let sent = bench.receiver.wait_for(2);
+    assert_eq!((sent[0].id(), &sent[0].body), (sent[1].id(), &sent[1].body));
 }
 
 /// The seed's finding 6.1: recording what came of a delivery looked for its job, which was not there any more, and failed.
@@ -300,6 +301,57 @@ fn endpoints_are_disabled_enabled_and_changed_while_the_queue_runs() {
     assert!(!queue.endpoints().unwrap()[0].enabled);
 }
 
+/// A program that only says how webhooks are sent, a tool perhaps, disabled every endpoint of the file when it opened it.
+#[test]
+fn a_configuration_without_endpoints_leaves_them_as_they_are() {
+    let bench = Bench::new();
+    let endpoint = |path| bench.endpoint(path).events([EventKind::Created]);
+    let (queue, _) = bench.open(quick().endpoint("audit", endpoint("/a")));
+    queue.put_endpoint("later", endpoint("/b")).unwrap();
+    queue.shutdown(Duration::from_secs(5)).unwrap();
+    let (queue, jobs) = bench.open(quick());
+    jobs.enqueue(&json!(1)).unwrap();
+    wait_over(&queue, 2);
+    queue.shutdown(Duration::from_secs(5)).unwrap();
+    let (queue, _) = bench.open(quick().endpoint("audit", endpoint("/a")));
+    let states = queue.endpoints().unwrap();
+    let enabled: Vec<_> = states.iter().map(|state| state.enabled).collect();
+    assert_eq!(
+        enabled,
+        [true, false],
+        "one that does not name it does: {states:?}"
+    );
+}
+
+/// 410 to one delivery of a job: what waits is given up, and a job that names the endpoint later is told of.
+#[test]
+fn a_job_s_endpoint_that_is_gone_is_sent_nothing_until_a_job_names_it_again() {
+    let bench = Bench::new();
+    let (queue, _) = bench.open(quick());
+    let job = || bench.job("/gone-once");
+    let first = queue.enqueue_job(job()).unwrap().id;
+    finish(&queue, first);
+    let told = wait_over(&queue, 1);
+    assert_eq!(bench.receiver.received().len(), 1, "{told:?}");
+    for delivery in &told {
+        assert_eq!(delivery.status, DeliveryStatus::Failed);
+        let (tries, says) = if delivery.event == EventKind::Created {
+            (1, "status 410")
+        } else {
+            let says = "not sent, its endpoint is disabled: it answered 410: gone";
+            (0, says)
+        };
+        assert_eq!(delivery.tries, tries, "{delivery:?}");
+        assert_eq!(delivery.last_error.as_deref(), Some(says));
+    }
+    let second = queue.enqueue_job(job()).unwrap().id;
+    finish(&queue, second);
+    wait_until("the second one is told of", || {
+        queue.get(second).unwrap().unwrap().webhook_sent
+    });
+    assert_eq!(bench.receiver.received().len(), 6);
+}
+
 #[test]
 fn a_client_s_jobs_are_told_of_and_its_redelivery_is_done() {
     let bench = Bench::new();
@@ -355,6 +407,28 @@ fn a_configuration_that_cannot_work_is_refused() {
         )
         .contains("there twice")
     );
+    for host in [
+        "",
+        "http://localhost",
+        "localhost:8080",
+        "localhost/",
+        "a b",
+    ] {
+        let says = format!("allow_private is {host:?}: expected a host alone");
+        assert!(refused(WebhookConfig::new().allow_private(host)).contains(&says));
+    }
+    let hosts = [
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        "fd00::1",
+        "my_host.lan",
+        "käse.example",
+    ];
+    let config = hosts
+        .iter()
+        .fold(WebhookConfig::new(), WebhookConfig::allow_private);
+    bench.open(config).0.shutdown(PATIENCE).unwrap();
     assert!(
         refused(
             WebhookConfig::new()

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
 mod answers;
+mod clock;
 mod delivery;
 mod interop;
 #[cfg(target_os = "linux")]
 mod kill;
+mod logs;
 mod receiver;
 mod shutdown;
 

@@ -8,6 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
+/// What `/later-date` says: 90 s after the start.
+pub(crate) const RETRY_AFTER: &str = "retry-after: Fri, 15 Jan 2027 08:01:30 GMT\r\n";
+
 /// Nothing here takes longer on the slowest machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -46,6 +49,11 @@ struct Shared {
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
     may_answer: AtomicBool,
+    released: AtomicBool,
+    /// Bytes that were taken of `/flood`, by the sender or the system.
+    flooded: AtomicUsize,
+    /// Requests to `/gone-once`.
+    answered: AtomicUsize,
     is_over: AtomicBool,
 }
 
@@ -87,6 +95,14 @@ impl Receiver {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
+    /// Bytes of `/flood` that have gone, once it has ended.
+    pub(crate) fn flooded(&self) -> usize {
+        wait_until("the connections are over", || {
+            self.shared.under_way.load(Ordering::SeqCst) == 0
+        });
+        self.shared.flooded.load(Ordering::SeqCst)
+    }
+
     /// Requests at the same time, at most so far.
     pub(crate) fn most_under_way(&self) -> usize {
         self.shared.most_under_way.load(Ordering::SeqCst)
@@ -125,7 +141,7 @@ fn serve(stream: TcpStream, shared: &Shared) {
         };
         let now = shared.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         shared.most_under_way.fetch_max(now, Ordering::SeqCst);
-        let goes_on = answer(&stream, &request.path, earlier, shared);
+        let goes_on = answer(&stream, &request, earlier, shared);
         shared.under_way.fetch_sub(1, Ordering::SeqCst);
         if !goes_on {
             stream.shutdown(Shutdown::Both).ok();
@@ -161,14 +177,61 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Received> {
 }
 
 /// Answers; false when the connection is over.
-fn answer(mut stream: &TcpStream, path: &str, earlier: usize, shared: &Shared) -> bool {
+fn answer(mut stream: &TcpStream, request: &Received, earlier: usize, shared: &Shared) -> bool {
+    let (path, id) = (request.path.split('?').next().unwrap(), request.id());
+    if let Some(goes_on) = misbehave(stream, path, shared) {
+        return goes_on;
+    }
     let mut say = |status: &str, more: &str, body: &str| {
         let length = body.len();
         // In one piece: in several, each would wait for an acknowledgement of the one before.
         let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{more}\r\n");
         stream.write_all(format!("{head}{body}").as_bytes()).is_ok()
     };
-    match path.split('?').next().unwrap() {
+    match path {
+        "/shaky" => {
+            park_timeout(Duration::from_millis(3));
+            if earlier == 0 && is_refused_once(id) {
+                return say("503 Service Unavailable", "", "not yet");
+            }
+            say("200 OK", "", "thanks")
+        }
+        "/redirect" => say("302 Found", "location: /secret\r\n", ""),
+        "/twice" if earlier < 2 => say("500 Internal Server Error", "", "not yet"),
+        "/always-500" => say("500 Internal Server Error", "", "no"),
+        "/gone-once" if shared.answered.fetch_add(1, Ordering::SeqCst) == 0 => {
+            say("410 Gone", "", "")
+        }
+        "/gone" => say("410 Gone", "", ""),
+        "/later-date" if earlier == 0 => say("503 Service Unavailable", RETRY_AFTER, ""),
+        "/later" if earlier == 0 => say("429 Too Many Requests", "retry-after: 2\r\n", ""),
+        "/slow" => {
+            park_timeout(Duration::from_millis(150));
+            say("200 OK", "", "thanks")
+        }
+        // Answered when somebody has asked for `/release`, once each time, or has let all go.
+        held @ ("/held" | "/held-gone") => {
+            wait_until("it is released", || {
+                let flags = [&shared.may_answer, &shared.is_over];
+                flags.iter().any(|flag| flag.load(Ordering::SeqCst))
+                    || shared.released.swap(false, Ordering::SeqCst)
+            });
+            match held {
+                "/held" => say("200 OK", "", "thanks"),
+                _ => say("410 Gone", "", ""),
+            }
+        }
+        "/release" => {
+            shared.released.store(true, Ordering::SeqCst);
+            say("200 OK", "", "")
+        }
+        _ => say("200 OK", "", "thanks"),
+    }
+}
+
+/// What no server should do; whether the connection goes on.
+fn misbehave(mut stream: &TcpStream, path: &str, shared: &Shared) -> Option<bool> {
+    Some(match path {
         "/hang" => {
             wait_while_open(stream, shared);
             false
@@ -183,7 +246,7 @@ fn answer(mut stream: &TcpStream, path: &str, earlier: usize, shared: &Shared) -
         "/dripping-head" => {
             for byte in b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n" {
                 if stream.write_all(&[*byte]).is_err() {
-                    return false;
+                    return Some(false);
                 }
                 park_timeout(Duration::from_secs(1));
             }
@@ -196,28 +259,29 @@ fn answer(mut stream: &TcpStream, path: &str, earlier: usize, shared: &Shared) -
             )
             .ok();
             let chunk = vec![b'x'; 1 << 16];
-            while stream.write_all(&chunk).is_ok() {}
+            while let Ok(sent) = stream.write(&chunk) {
+                shared.flooded.fetch_add(sent, Ordering::SeqCst);
+            }
             false
         }
-        "/redirect" => say("302 Found", "location: /secret\r\n", ""),
-        "/close" => false,
-        "/twice" if earlier < 2 => say("500 Internal Server Error", "", "not yet"),
-        "/always-500" => say("500 Internal Server Error", "", "no"),
-        "/gone" => say("410 Gone", "", ""),
-        "/later" if earlier == 0 => say("429 Too Many Requests", "retry-after: 2\r\n", ""),
-        "/held" => {
-            let is_over = || shared.is_over.load(Ordering::SeqCst);
-            while !shared.may_answer.load(Ordering::SeqCst) && !is_over() {
-                park_timeout(Duration::from_millis(2));
+        "/flooding-head" => {
+            write!(stream, "HTTP/1.1 200 OK\r\nx-more: ").ok();
+            while let Ok(sent) = stream.write(&[b'x'; 1 << 16]) {
+                shared.flooded.fetch_add(sent, Ordering::SeqCst);
             }
-            say("200 OK", "", "thanks")
+            false
         }
-        "/slow" => {
-            park_timeout(Duration::from_millis(150));
-            say("200 OK", "", "thanks")
-        }
-        _ => say("200 OK", "", "thanks"),
-    }
+        "/close" => false,
+        _ => return None,
+    })
+}
+
+/// Whether `/shaky` refuses the first try of this delivery: one in eight.
+pub(crate) fn is_refused_once(id: &str) -> bool {
+    id.bytes()
+        .fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
+        & 7
+        == 0
 }
 
 fn wait_while_open(stream: &TcpStream, shared: &Shared) {

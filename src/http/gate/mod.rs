@@ -12,6 +12,8 @@
 //!           Leaving               Streaming -> Leaving
 //! ```
 //!
+//! It takes answers whole and lets the backend go: who reads slowly costs memory, within a limit for all, and no thread.
+//!
 //! One request a connection. With keep-alive the gate would have to know where each answer ends; clients reconnect
 //! in 0.1 ms on the hosts that this is for.
 
@@ -48,8 +50,8 @@ const HELD_MAX: usize = 64 << 20;
 const RELAYED_MAX: usize = 16;
 /// Descriptors that one request needs beside the client's: our end, and two in tiny_http, which panics without.
 const DESCRIPTORS_NEEDED: usize = 3;
-/// And for the queue itself, which opens the file anew for more readers at a time: three for each.
-const DESCRIPTORS_SPARED: usize = 9;
+/// And for the queue itself, which opens the file anew for more readers at a time, three for each; and for the next client.
+const DESCRIPTORS_SPARED: usize = 10;
 /// When no connection can be accepted for want of descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -308,19 +310,20 @@ impl Gate {
     fn accept(&mut self) {
         self.accept_again = None;
         while let Some(listener) = &self.listener {
+            // The last descriptors are not for connections: no request could be answered without them.
+            if self.spare().is_err() {
+                if self.evict() {
+                    continue;
+                }
+                self.accept_again = Some(monotonic() + ACCEPT_AGAIN);
+                return;
+            }
             match listener.accept() {
                 Ok((socket, _)) => {
                     if self.by_id.len() - self.streams >= LOBBY_MAX {
                         self.evict();
                     }
                     self.hold(socket);
-                    // The last descriptors are not for connections: no request could be answered without them.
-                    while self.spare().is_err() {
-                        if !self.evict() {
-                            self.accept_again = Some(monotonic() + ACCEPT_AGAIN);
-                            return;
-                        }
-                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error)
@@ -454,7 +457,8 @@ impl Gate {
             let Some(&slot) = self.by_id.get(&id) else {
                 continue;
             };
-            let backend = self.connect();
+            let live = self.backend.live();
+            let backend = self.connect(live.as_ref().and_then(|live| live.addr));
             let Some(connection) = &mut self.slots[slot] else {
                 continue;
             };
@@ -465,7 +469,9 @@ impl Gate {
             {
                 Ok(()) => {
                     self.relayed += 1;
-                    self.backend.sent();
+                    if let Some(live) = live {
+                        live.sent();
+                    }
                 }
                 Err(error) => {
                     log::warn!("an HTTP request is refused: {error}");
@@ -485,14 +491,14 @@ impl Gate {
         spare.map(|_| ())
     }
 
-    fn connect(&mut self) -> io::Result<std::net::TcpStream> {
+    fn connect(&mut self, addr: Option<SocketAddr>) -> io::Result<std::net::TcpStream> {
         // Who has asked for nothing yet makes room for who has.
         while let Err(error) = self.spare() {
             if !self.evict() {
                 return Err(error);
             }
         }
-        let addr = self.backend.addr().ok_or(io::ErrorKind::NotConnected)?;
+        let addr = addr.ok_or(io::ErrorKind::NotConnected)?;
         let socket = std::net::TcpStream::connect(addr)?;
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::config::Retention;
-use crate::delivery::{DeliveryId, DeliveryStatus, EndpointSpec, Kinds};
+use crate::config::{Keep, Retention};
+use crate::delivery::{DeliveryId, DeliveryStatus, EndpointSpec, Kinds, NAMED_MAX};
 use crate::error::ErrorKind;
 use crate::event::EventKind;
 use crate::job::{JobId, JobStatus, RetryFrom};
 use crate::new_job::NewJob;
 use crate::store::Done;
 use crate::store::conformance::{Bench, again, new_job, refused};
-use crate::store::ops::{Op, Prune};
+use crate::store::ops::{Op, Prune, Pruned};
 use crate::store::outbox::{
     Attempted, DeliveryFilter, DeliveryRow, Mail, TRIES_KEPT, Verdict, Which,
 };
@@ -251,12 +251,126 @@ pub(super) fn a_delivery_outlives_its_job(bench: &mut Bench) {
         (DeliveryStatus::Delivered, 1)
     );
     assert_eq!(bench.head.seq, seq, "nothing is told of a job that is gone");
-    assert!(
-        bench.reader.all_endpoints().expect("readable").is_empty(),
-        "nobody needs its endpoint"
+}
+
+/// Retention by count deletes a job within seconds of a busy queue, a dead letter is there after three days: it could not be sent
+/// again, since the endpoint and its keys had gone with the job.
+pub(super) fn a_dead_letter_can_be_sent_again_when_its_job_is_gone(bench: &mut Bench) {
+    bench.register("import", "a");
+    let row = bench.start(with_endpoint(spec(
+        "https://own.example/",
+        &[EventKind::Completed],
+    )));
+    bench.complete(&row, "1");
+    let sent = bench.sendable().remove(0);
+    bench.one(Op::Delete(row.id)).expect("deleted");
+    bench.attempt(&sent, Verdict::GiveUp);
+    assert!(bench.sendable().is_empty());
+    bench.mail(Mail::Redeliver(Which::One(sent.id)));
+    let again = bench.sendable().remove(0);
+    assert_eq!((again.id, again.tries), (sent.id, 0));
+    let endpoints = |bench: &Bench| bench.reader.all_endpoints().expect("readable");
+    assert_eq!(endpoints(bench)[0].spec.secrets, ["whsec_key"]);
+    bench.attempt(&again, Verdict::Delivered);
+    bench.later(Duration::from_secs(1001));
+    let pruned = prune_deliveries(bench, Duration::from_secs(1000));
+    assert_eq!(pruned.deliveries, 1);
+    assert!(endpoints(bench).is_empty(), "nobody needs it any more");
+}
+
+fn prune_deliveries(bench: &mut Bench, age: Duration) -> Pruned {
+    let prune = Prune {
+        retention: Retention::forever().deliveries(age).events(Keep::newest(2)),
+        jobs_max: 10,
+        events_max: 10,
+    };
+    match bench.one(Op::Prune(prune)) {
+        Ok(Done::Pruned(pruned)) => pruned,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The log's count, and not the age of dead letters, decided how long somebody had to see them.
+pub(super) fn a_dead_letter_is_kept_longer_than_its_event(bench: &mut Bench) {
+    bench.register("import", "a");
+    bench.mail(Mail::Put(
+        "audit".into(),
+        spec("https://a.example/", &[EventKind::Created]),
+    ));
+    let jobs: Vec<JobId> = (0..6).map(|_| bench.enqueue(new_job("import"))).collect();
+    let rows = bench.sendable();
+    bench.attempt(&rows[0], Verdict::GiveUp);
+    bench.attempt(&rows[1], Verdict::Delivered);
+    prune_deliveries(bench, Duration::from_secs(1000));
+    let left: Vec<_> = bench.deliveries().iter().map(|row| row.job_id).collect();
+    assert_eq!(left, [&jobs[..1], &jobs[2..]].concat());
+}
+
+/// While the later one was on its way an earlier one was sent again by hand. The later one failed, and from then on both had a
+/// time: it could go out before the earlier one.
+pub(super) fn what_is_sent_again_comes_before_what_was_under_way(bench: &mut Bench) {
+    bench.register("import", "a");
+    bench.mail(Mail::Put("audit".into(), everything("https://a.example/")));
+    bench.start(new_job("import"));
+    let created = bench.sendable().remove(0);
+    bench.attempt(&created, Verdict::GiveUp);
+    let started = bench.sendable().remove(0);
+    bench.mail(Mail::Redeliver(Which::One(created.id)));
+    let at = bench.now;
+    bench.attempt(&started, Verdict::RetryAt(at));
+    let ids = |bench: &Bench| -> Vec<_> { bench.sendable().iter().map(|row| row.id).collect() };
+    assert_eq!(ids(bench), [created.id]);
+    bench.attempt(&created, Verdict::Delivered);
+    assert_eq!(ids(bench), [started.id]);
+}
+
+/// One 410, of a proxy perhaps, and no job with that endpoint was told of ever again; what waited for it waited for ever.
+pub(super) fn a_job_s_endpoint_that_is_gone_is_wanted_again_by_the_next_job(bench: &mut Bench) {
+    bench.register("import", "a");
+    let own = || with_endpoint(spec("https://own.example/", &[EventKind::Created]));
+    let first = bench.enqueue(own());
+    bench.enqueue(own());
+    let rows = bench.sendable();
+    bench.attempt(&rows[0], Verdict::Gone);
+    let endpoint = |bench: &Bench| bench.reader.all_endpoints().expect("readable").remove(0);
+    assert!(!endpoint(bench).is_enabled);
+    bench.attempt(&rows[1], Verdict::Unwanted);
+    let (row, tries) = bench
+        .reader
+        .find_delivery(rows[1].id)
+        .expect("readable")
+        .expect("it is there");
+    assert_eq!(
+        (row.status, row.tries, tries.len()),
+        (DeliveryStatus::Failed, 0, 0),
+        "given up without a try"
     );
-    let refused = refused(bench.one(Op::Mail(Mail::Redeliver(Which::One(sent.id)))));
-    assert_eq!(refused.0, ErrorKind::Conflict);
+    assert!(bench.told(rows[1].job_id).ends_with("webhook:failed"));
+    let third = bench.enqueue(own());
+    assert!(endpoint(bench).is_enabled);
+    let waiting = bench.sendable().remove(0);
+    assert_eq!(waiting.job_id, third);
+    bench.attempt(&waiting, Verdict::Unwanted);
+    assert_eq!(
+        bench.sendable().len(),
+        1,
+        "it is wanted by now: {first} has it, too"
+    );
+}
+
+/// An event has room for 256 deliveries. The endpoints beyond were told nothing, and nobody was told that.
+pub(super) fn no_more_endpoints_are_enabled_than_events_have_room_for(bench: &mut Bench) {
+    let spec = || spec("https://a.example/", &[EventKind::Created]);
+    for number in 0..NAMED_MAX {
+        bench.mail(Mail::Put(format!("e{number}").into(), spec()));
+    }
+    let full = refused(bench.one(Op::Mail(Mail::Put("more".into(), spec()))));
+    assert_eq!(full.0, ErrorKind::Conflict);
+    bench.mail(Mail::Put("e1".into(), everything("https://b.example/")));
+    bench.mail(Mail::Enable("e0".into(), false));
+    bench.mail(Mail::Put("more".into(), spec()));
+    let full = refused(bench.one(Op::Mail(Mail::Enable("e0".into(), true))));
+    assert_eq!(full.0, ErrorKind::Conflict);
 }
 
 pub(super) fn its_deletion_is_told_to_a_job_s_own_endpoint(bench: &mut Bench) {
@@ -275,6 +389,8 @@ pub(super) fn its_deletion_is_told_to_a_job_s_own_endpoint(bench: &mut Bench) {
         .expect("readable");
     assert!(endpoint.is_some(), "its keys are needed still");
     bench.attempt(&sent, Verdict::Delivered);
+    bench.later(Duration::from_secs(2));
+    prune_deliveries(bench, Duration::from_secs(1));
     assert!(
         bench
             .reader

@@ -337,10 +337,11 @@ fn random_delivery(rng: &mut Rng, bench: &Bench) -> DeliveryId {
 }
 
 fn attempted(rng: &mut Rng, bench: &Bench) -> Attempted {
-    let verdict = match rng.below(8) {
+    let verdict = match rng.below(9) {
         0..=2 => Outcome::Delivered,
         3..=5 => Outcome::RetryAt(bench.now.after(rng.ms(3000))),
         6 => Outcome::GiveUp,
+        7 => Outcome::Unwanted,
         _ => Outcome::Gone,
     };
     Attempted {

@@ -155,12 +155,16 @@ impl OutboxRows for Tx<'_> {
         Ok(between.map(|row| row.id).take(limit).collect())
     }
 
+    fn has_deliveries(&mut self, job: JobId) -> Result<bool> {
+        Ok(self.data.deliveries.values().any(|row| row.job_id == job))
+    }
+
     fn prune_deliveries(
         &mut self,
         first: DeliveryId,
         cutoff: Timestamp,
         limit: usize,
-    ) -> Result<(usize, Option<Timestamp>)> {
+    ) -> Result<(Vec<JobId>, Option<Timestamp>)> {
         let ended = |data: &Data| {
             let rows = data.deliveries.values();
             let mut ended: Vec<_> = rows
@@ -168,6 +172,10 @@ impl OutboxRows for Tx<'_> {
                 .collect();
             ended.sort();
             ended
+        };
+        let is_delivered = |data: &Data, id: DeliveryId| {
+            let row = data.deliveries.get(&id);
+            row.is_some_and(|row| row.status == DeliveryStatus::Delivered)
         };
         let over = ended(self.data);
         let mut gone: Vec<_> = over
@@ -180,16 +188,18 @@ impl OutboxRows for Tx<'_> {
             gone = over
                 .iter()
                 .map(|(_, id)| *id)
-                .filter(|id| *id < first)
+                .filter(|id| *id < first && is_delivered(self.data, *id))
                 .collect();
             gone.sort();
             gone.truncate(limit);
         }
+        let mut jobs = Vec::new();
         for id in &gone {
+            jobs.extend(self.data.deliveries.get(id).map(|row| row.job_id));
             self.data.deliveries.remove(id);
             self.data.tries.remove(id);
         }
-        Ok((gone.len(), ended(self.data).first().map(|(at, _)| *at)))
+        Ok((jobs, ended(self.data).first().map(|(at, _)| *at)))
     }
 }
 

@@ -2,13 +2,15 @@
 
 use serde_json::json;
 
-use crate::delivery::{DeliveryId, DeliveryStatus, DeliveryTry, EndpointSpec, shown_url};
+use crate::delivery::{
+    DeliveryId, DeliveryStatus, DeliveryTry, EndpointSpec, NAMED_MAX, shown_url,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{self, Change, Event, EventKind, LoggedChange};
 use crate::job::{JobId, JobStatus};
-use crate::store::Done;
 use crate::store::outbox::{Attempted, DeliveryRow, EndpointRow, Mail, Verdict, Which, wanted};
 use crate::store::seam::{BULK_MAX, Commit};
+use crate::store::{Done, prune};
 use crate::transition::{Flags, JobRow};
 
 /// Why an endpoint is disabled that the configuration does not name.
@@ -27,8 +29,24 @@ impl Commit<'_> {
             };
             let id = self.rows.put_endpoint(&endpoint)?;
             self.rows.link_endpoint(row.id, id)?;
+            self.want_again(id)?;
             row.flags = row.flags.with(Flags::ENDPOINTS);
         }
+        Ok(())
+    }
+
+    /// One that other jobs have had may have said 410 to them. Whoever names it now knows better, and there is no other way to
+    /// enable it.
+    fn want_again(&mut self, id: i64) -> Result<()> {
+        let Some(row) = self.rows.endpoint(id)?.filter(|row| !row.is_enabled) else {
+            return Ok(());
+        };
+        self.rows.put_endpoint(&EndpointRow {
+            is_enabled: true,
+            problem: None,
+            ..row
+        })?;
+        self.mail(id);
         Ok(())
     }
 
@@ -46,11 +64,8 @@ impl Commit<'_> {
         let named = endpoints.len();
         endpoints.extend(own);
         let done = self.notify_each(row, change, &endpoints);
-        if change.change == Change::Deleted {
-            self.rows.unlink_endpoints(row.id)?;
-            for endpoint in &endpoints[named..] {
-                self.rows.drop_endpoint(endpoint.id)?;
-            }
+        if change.change == Change::Deleted && endpoints.len() > named {
+            prune::drop_endpoints(self.rows, row.id)?;
         }
         endpoints.truncate(named);
         self.named = Some(endpoints);
@@ -142,23 +157,17 @@ impl Commit<'_> {
         if before.status != DeliveryStatus::Pending {
             return Ok(Done::Nothing);
         }
+        if attempted.verdict == Verdict::Unwanted {
+            let endpoint = self.rows.endpoint(before.endpoint_id)?;
+            if endpoint.is_some_and(|endpoint| endpoint.is_enabled) {
+                return Ok(Done::Nothing);
+            }
+        }
         self.writes += 1;
-        let attempt = DeliveryTry {
-            at: attempted.at,
-            took_ms: attempted.took_ms,
-            status: attempted.status,
-            error: attempted.error.clone(),
-            answer: attempted.answer.clone(),
-        };
-        self.rows.add_try(before.id, &attempt)?;
-        let mut after = DeliveryRow {
-            tries: before.tries.saturating_add(1),
-            last_status: attempted.status,
-            last_error: attempted.error.clone(),
-            ..before
-        };
+        let mut after = self.tried(before, attempted)?;
         if let Verdict::RetryAt(at) = attempted.verdict {
-            after.next_at = Some(at);
+            // Without a time it is not the first of its line any more: an earlier one is sent again by hand.
+            after.next_at = after.next_at.map(|_| at);
             return self.rows.update_delivery(&after).map(|()| Done::Nothing);
         }
         let is_delivered = attempted.verdict == Verdict::Delivered;
@@ -177,10 +186,35 @@ impl Commit<'_> {
         Ok(Done::Nothing)
     }
 
+    /// A delivery after a try.
+    fn tried(&mut self, before: DeliveryRow, attempted: &Attempted) -> Result<DeliveryRow> {
+        let last_error = attempted.error.clone();
+        if attempted.verdict == Verdict::Unwanted {
+            return Ok(DeliveryRow {
+                last_error,
+                ..before
+            });
+        }
+        let attempt = DeliveryTry {
+            at: attempted.at,
+            took_ms: attempted.took_ms,
+            status: attempted.status,
+            error: last_error.clone(),
+            answer: attempted.answer.clone(),
+        };
+        self.rows.add_try(before.id, &attempt)?;
+        Ok(DeliveryRow {
+            tries: before.tries.saturating_add(1),
+            last_status: attempted.status,
+            last_error,
+            ..before
+        })
+    }
+
     /// The end of one delivery gives the next of its line its time.
     fn next_in_line(&mut self, endpoint_id: i64, job: JobId) -> Result<()> {
         let Some(next) = self.rows.first_in_line(endpoint_id, job)? else {
-            return self.rows.drop_endpoint(endpoint_id);
+            return Ok(());
         };
         if let Some(row) = self.rows.delivery(next)?
             && row.next_at.is_none()
@@ -238,8 +272,14 @@ impl Commit<'_> {
         self.named = None;
         match mail {
             Mail::Configure(endpoints) => self.configure(endpoints).map(|()| Done::Nothing),
-            Mail::Put(name, spec) => self.put(name, spec).map(|()| Done::Nothing),
+            Mail::Put(name, spec) => {
+                self.room_for(name)?;
+                self.put(name, spec).map(|()| Done::Nothing)
+            }
             Mail::Enable(name, is_enabled) => {
+                if *is_enabled {
+                    self.room_for(name)?;
+                }
                 let row = self.named(name)?.ok_or_else(|| {
                     let problem = format!("endpoint {name:?}: there is no such endpoint");
                     Error::new(ErrorKind::NotFound, problem)
@@ -255,6 +295,19 @@ impl Commit<'_> {
             }
             Mail::Redeliver(which) => self.redeliver(*which).map(Done::Counted),
         }
+    }
+
+    /// Each event has room for so many deliveries: one endpoint more would be told nothing.
+    fn room_for(&mut self, name: &str) -> Result<()> {
+        let others = self.rows.named_endpoints()?;
+        let is_other = |row: &&EndpointRow| row.is_enabled && row.name.as_deref() != Some(name);
+        if others.iter().filter(is_other).count() < NAMED_MAX {
+            return Ok(());
+        }
+        let problem = format!(
+            "endpoint {name:?}: {NAMED_MAX} others are enabled, which is the most: disable one first"
+        );
+        Err(Error::new(ErrorKind::Conflict, problem))
     }
 
     fn named(&mut self, name: &str) -> Result<Option<EndpointRow>> {

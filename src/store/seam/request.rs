@@ -76,8 +76,10 @@ impl Commit<'_> {
         if let Some(expected) = bulk.expect
             && expected != ids.len()
         {
+            let name = bulk.filter.job_type.as_ref();
+            let of_type = name.map_or(String::new(), |name| format!(" of type {name:?}"));
             let problem = format!(
-                "{} jobs are {status}, not {expected}: look again, nothing was changed",
+                "{} jobs{of_type} are {status}, not {expected}: look again, nothing was changed",
                 ids.len()
             );
             return Err(Error::new(ErrorKind::Conflict, problem));

@@ -32,6 +32,11 @@ const WAL_BYTES_KEPT: i64 = 8 << 20;
 /// How often a busy file is tried again before it is an error: with the pauses of [`busy`] about 10 s.
 const BUSY_TRIES_MAX: i32 = 1000;
 
+/// What runs code of its own when we read or write: it may have no end, or undo what we do. Nothing of ours is of that kind.
+const SELECT_FOREIGN: &str = "SELECT type, name FROM sqlite_schema
+    WHERE type IN ('trigger', 'view') OR sql LIKE 'CREATE VIRTUAL%'
+    ORDER BY name LIMIT 1";
+
 /// Opens the writing connection, creating or migrating the file as needed.
 pub(super) fn writer(path: &Path, durability: Durability) -> Result<Connection> {
     if rusqlite::version_number() < SQLITE_MIN {
@@ -117,7 +122,10 @@ fn create_private(path: &Path) -> Result<()> {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => {
-            let problem = format!("{}: the file cannot be created", path.display());
+            let problem = format!(
+                "{}: the file cannot be created: check the permissions of its directory",
+                path.display()
+            );
             Err(Error::new(errors::kind_of_io(&error), problem).with_source(error))
         }
     }
@@ -217,7 +225,20 @@ fn identify(conn: &Connection, path: &Path) -> Result<()> {
         );
         return Err(Error::new(ErrorKind::InvalidConfig, problem));
     }
-    Ok(())
+    let foreign = conn.query_row(SELECT_FOREIGN, [], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+    });
+    match foreign {
+        Ok((what, name)) => {
+            let problem = format!(
+                "{}: has a {what} {name:?}, which stepwell did not make: drop it",
+                path.display()
+            );
+            Err(Error::new(ErrorKind::Corrupt, problem))
+        }
+        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(()),
+        Err(error) => Err(map(error)),
+    }
 }
 
 fn migrate(conn: &mut Connection, path: &Path) -> Result<()> {

@@ -85,10 +85,11 @@ pub(super) const TRIM_TRIES: &str = "DELETE FROM delivery_try WHERE delivery_id 
 const SELECT_TRIES: &str = "SELECT at_ms, took_ms, status, error, answer FROM delivery_try WHERE delivery_id = ?1 ORDER BY id";
 const SELECT_BETWEEN: &str =
     "SELECT id FROM delivery WHERE created_at_ms >= ?1 AND created_at_ms < ?2 ORDER BY id LIMIT ?3";
-pub(super) const SELECT_OVER: &str = "SELECT id, finished_at_ms FROM delivery
+pub(super) const SELECT_OVER: &str = "SELECT id, job_id, finished_at_ms FROM delivery
     WHERE status >= 1 ORDER BY finished_at_ms LIMIT ?1";
 pub(super) const SELECT_OLD: &str =
-    "SELECT id FROM delivery WHERE id < ?1 AND status >= 1 ORDER BY id LIMIT ?2";
+    "SELECT id, job_id FROM delivery WHERE id < ?1 AND status = 1 ORDER BY id LIMIT ?2";
+pub(super) const HAS_DELIVERIES: &str = "SELECT 1 FROM delivery WHERE job_id = ?1 LIMIT 1";
 const DELETE_DELIVERY: &str = "DELETE FROM delivery WHERE id = ?1";
 const DELETE_TRIES: &str = "DELETE FROM delivery_try WHERE delivery_id = ?1";
 pub(super) const NEXT_ENDPOINT: &str = "SELECT endpoint_id, next_at_ms FROM delivery
@@ -240,19 +241,24 @@ impl OutboxRows for Tx<'_> {
         first: DeliveryId,
         cutoff: Timestamp,
         most: usize,
-    ) -> Result<(usize, Option<Timestamp>)> {
+    ) -> Result<(Vec<JobId>, Option<Timestamp>)> {
         let mut over = over(self.conn, most)?;
-        over.retain(|(_, at)| *at < cutoff);
-        let mut gone: Vec<DeliveryId> = over.into_iter().map(|(id, _)| id).collect();
+        over.retain(|(.., at)| *at < cutoff);
+        let mut gone: Vec<_> = over.into_iter().map(|(id, job, _)| (id, job)).collect();
         if gone.is_empty() {
-            gone = ids(self.conn, SELECT_OLD, params![first.as_i64(), limit(most)])?;
+            gone = old(self.conn, first, most)?;
         }
-        for id in &gone {
+        for (id, _) in &gone {
             self.write(DELETE_DELIVERY, params![id.as_i64()])?;
             self.write(DELETE_TRIES, params![id.as_i64()])?;
         }
         let oldest = self::over(self.conn, 1)?.pop();
-        Ok((gone.len(), oldest.map(|(_, at)| at)))
+        let jobs = gone.into_iter().map(|(_, job)| job).collect();
+        Ok((jobs, oldest.map(|(.., at)| at)))
+    }
+
+    fn has_deliveries(&mut self, job: JobId) -> Result<bool> {
+        Ok(number(self.conn, HAS_DELIVERIES, params![job.as_i64()])?.is_some())
     }
 }
 
@@ -429,13 +435,26 @@ fn ids(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<Delive
     ids.map(read).collect()
 }
 
-/// The deliveries that ended first, and when.
-fn over(conn: &Connection, most: usize) -> Result<Vec<(DeliveryId, Timestamp)>> {
+/// The oldest that were delivered, of events before `first`, and of which jobs they tell.
+fn old(conn: &Connection, first: DeliveryId, most: usize) -> Result<Vec<(DeliveryId, JobId)>> {
+    let mut statement = read(conn.prepare_cached(SELECT_OLD))?;
+    let rows = statement.query_map(params![first.as_i64(), limit(most)], |row| {
+        Ok((
+            DeliveryId::from_i64(row.get(0)?),
+            JobId::from_i64(row.get(1)?),
+        ))
+    });
+    read(rows)?.map(read).collect()
+}
+
+/// The deliveries that ended first, of which jobs they tell, and when they ended.
+fn over(conn: &Connection, most: usize) -> Result<Vec<(DeliveryId, JobId, Timestamp)>> {
     let mut statement = read(conn.prepare_cached(SELECT_OVER))?;
     let rows = statement.query_map([limit(most)], |row| {
         Ok((
             DeliveryId::from_i64(row.get(0)?),
-            Timestamp::from_millis(row.get(1)?),
+            JobId::from_i64(row.get(1)?),
+            Timestamp::from_millis(row.get(2)?),
         ))
     });
     read(rows)?.map(read).collect()

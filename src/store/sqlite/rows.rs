@@ -67,14 +67,29 @@ pub(super) fn limit(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
+/// No number that is counted gets there: 300 years of a million events a second. What is larger was not written by us, and could
+/// not be reckoned with.
+const NUMBER_MAX: i64 = 1 << 53;
+
+/// A number that is not negative, and can be reckoned with.
+pub(super) fn sane(value: i64, (table, id, column): (&str, i64, &str)) -> Result<i64> {
+    if (0..=NUMBER_MAX).contains(&value) {
+        Ok(value)
+    } else {
+        Err(errors::corrupt(table, id, column, value))
+    }
+}
+
 /// A number that is small and not negative.
 fn count(row: &Row<'_>, index: usize, (table, id, column): (&str, i64, &str)) -> Result<u32> {
     let value: i64 = read(row.get(index))?;
-    u32::try_from(value).map_err(|_| errors::corrupt(table, id, column, value))
+    let small = u32::try_from(value).ok().filter(|count| *count < u32::MAX);
+    small.ok_or_else(|| errors::corrupt(table, id, column, value))
 }
 
 pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {
     let id: i64 = read(row.get(0))?;
+    let id = sane(id, ("job", id, "id"))?;
     let time = |index| read(row.get::<_, i64>(index)).map(Timestamp::from_millis);
     let maybe_time =
         |index| read(row.get::<_, Option<i64>>(index)).map(|ms| ms.map(Timestamp::from_millis));
@@ -88,7 +103,7 @@ pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {
             .ok_or_else(|| errors::corrupt("job", id, "status", status))?,
         priority: read(row.get(4))?,
         run_at: time(5)?,
-        epoch: read(row.get(6))?,
+        epoch: sane(read(row.get(6))?, ("job", id, "epoch"))?,
         attempt: count(7, "attempt")?,
         phase_index: count(8, "phase_index")?,
         phase_count: count(9, "phase_count")?,
@@ -99,7 +114,7 @@ pub(super) fn job(row: &Row<'_>) -> Result<JobRow> {
         phase_started_at: maybe_time(14)?,
         finished_at: maybe_time(15)?,
         deadline: maybe_time(16)?,
-        last_seq: read(row.get(17))?,
+        last_seq: sane(read(row.get(17))?, ("job", id, "last_seq"))?,
         flags: Flags(read(row.get(18))?),
     })
 }
@@ -150,8 +165,14 @@ pub(super) fn head(conn: &Connection) -> Result<Head> {
         return Ok(Head::default());
     };
     let text = text.unwrap_or_default();
-    let head = parse_head(&text, seq + span - 1);
-    head.ok_or_else(|| errors::corrupt("event", seq, "head", format!("{text:?}")))
+    let place = |column| ("event", seq, column);
+    let newest = sane(seq, place("seq"))? + sane(span, place("span"))? - 1;
+    let head = parse_head(&text, newest);
+    let head = head.ok_or_else(|| errors::corrupt("event", seq, "head", format!("{text:?}")))?;
+    for number in [head.job_id].iter().chain(&head.counts) {
+        sane(*number, place("head"))?;
+    }
+    Ok(head)
 }
 
 /// `job_id pending running completed failed cancelled tag`
@@ -199,6 +220,7 @@ fn push_number(text: &mut String, number: i64) {
 
 pub(super) fn change(conn: &Connection, names: &mut Names, row: &Row<'_>) -> Result<LoggedChange> {
     let seq: i64 = read(row.get(0))?;
+    let seq = sane(seq, ("event", seq, "seq"))?;
     let code: i64 = read(row.get(5))?;
     let data: Option<String> = read(row.get(9))?;
     let data = match &data {
@@ -209,10 +231,10 @@ pub(super) fn change(conn: &Connection, names: &mut Names, row: &Row<'_>) -> Res
     };
     Ok(LoggedChange {
         seq,
-        span: read(row.get(1))?,
+        span: sane(read(row.get(1))?, ("event", seq, "span"))?,
         change: Change::from_code(code)
             .ok_or_else(|| errors::corrupt("event", seq, "change", code))?,
-        job_id: JobId::from_i64(read(row.get(2))?),
+        job_id: JobId::from_i64(sane(read(row.get(2))?, ("event", seq, "job_id"))?),
         job_type: names.type_name(conn, read(row.get(3))?)?,
         at: Timestamp::from_millis(read(row.get(6))?),
         plan: names.plan(conn, read(row.get(4))?)?,

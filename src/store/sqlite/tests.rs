@@ -230,6 +230,10 @@ const HOT: &[(&str, &str)] = &[
     (outbox::SELECT_OVER, "USING INDEX delivery_over"),
     (outbox::SELECT_OLD, BY_ID),
     (
+        outbox::HAS_DELIVERIES,
+        "USING COVERING INDEX delivery_job (job_id=?)",
+    ),
+    (
         outbox::NEXT_ENDPOINT,
         "USING COVERING INDEX delivery_next (endpoint_id>?)",
     ),

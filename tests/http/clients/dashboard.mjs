@@ -46,10 +46,49 @@ try {
   await badge("failed");
   assert.ok((await page.locator(".timeline rect.bar-failed").count()) >= 2, "failed attempts are drawn");
   await page.getByText("index out of bounds").first().waitFor();
+  // Two pauses of 2 s between attempts of half a second: shaded, named, and drawn shorter than half of what they lasted.
+  const drawn = await page.locator(".timeline").evaluate(timeline => {
+    const wide = part => part.getBoundingClientRect().width;
+    return { gaps: [...timeline.querySelectorAll(".gap")].map(wide), bars: [...timeline.querySelectorAll(".bar-failed")].map(wide), text: timeline.textContent };
+  });
+  assert.ok(drawn.gaps.length >= 2 && drawn.text.includes("2.0 s"), JSON.stringify(drawn));
+  assert.ok(Math.max(...drawn.gaps) < 2 * Math.max(...drawn.bars), JSON.stringify(drawn));
   say("a job that fails, attempt by attempt");
   await picture("failed-job");
   await open("#/jobs?status=failed");
   await page.locator("tr", { hasText: "#17" }).waitFor();
+
+  // Rows that somebody reads stay where they are: what is new is offered, not pushed in.
+  await open("#/jobs");
+  await page.locator("tr", { hasText: "#" + panics }).waitFor();
+  await page.locator("tr", { hasText: "#" + slow }).locator("td").nth(1).dblclick({ position: { x: 25, y: 15 } });
+  const top = () => page.locator("tr", { hasText: "#" + slow }).evaluate(row => row.rowIndex);
+  const place = await top();
+  await enqueue({ n: "while somebody reads" });
+  await page.getByRole("button", { name: "1 newer job: show" }).waitFor();
+  assert.equal(await top(), place);
+  assert.equal(await page.evaluate(() => String(getSelection()).trim()), "import", "the selection stays");
+  await page.getByRole("button", { name: "1 newer job: show" }).click();
+  await page.waitForFunction(place => document.querySelector("table.list").rows.length > place + 1, place);
+  assert.equal(await top(), place + 1);
+  await page.evaluate(() => getSelection().removeAllRanges());
+  say("rows stay while they are read");
+
+  // A tab that nobody sees asks for nothing, and catches up when it is seen again.
+  const hide = hidden => page.evaluate(hidden => { Object.defineProperty(document, "hidden", { value: hidden, configurable: true }); document.dispatchEvent(new Event("visibilitychange")); }, hidden);
+  const metric = async () => (await (await fetch(address + "/metrics")).text()).match(/stepwell_http_streams (\d+)/)[1];
+  await hide(true);
+  for (const end = Date.now() + 15000; await metric() !== "0";) assert.ok(Date.now() < end, "the stream is let go");
+  const asked = [];
+  const note = request => asked.push(request.url());
+  page.on("request", note);
+  const unseen = await enqueue({ n: "unseen" });
+  await page.waitForTimeout(2500);
+  assert.deepEqual(asked, [], "nothing is asked while hidden");
+  page.off("request", note);
+  await hide(false);
+  await page.locator("tr", { hasText: "#" + unseen }).locator(".badge.completed").waitFor();
+  say("still while hidden");
 
   // What is open stays open while events come in.
   await open("#/jobs/" + slow);
@@ -98,8 +137,9 @@ try {
   say("errors by group");
 
   // The server dies and comes back: the page says so, recovers by itself, and its list of events has no gap.
+  const cut = await enqueue({ fetch_ms: 20, parse_ms: 90000 });
   await open("#/events");
-  await page.locator("tr[data-seq]").first().waitFor();
+  await page.locator("tr[data-seq]", { hasText: "#" + cut }).filter({ hasText: "parse" }).first().waitFor();
   await page.evaluate(() => { window.same = true; });
   await tell("kill");
   await page.getByText("The connection to the server is lost").waitFor();
@@ -112,6 +152,12 @@ try {
   assert.ok(seqs.length > 50, String(seqs.length));
   seqs.forEach((seq, i) => { if (i) assert.equal(seq, seqs[i - 1] - 1, "no gap: " + seqs); });
   assert.ok(await page.evaluate(() => window.same), "without a reload");
+  await open("#/jobs/" + cut);
+  await page.getByText(/^Interrupted in parse, attempt 1, after .*: process died\.$/).waitFor();
+  assert.equal(await page.locator(".timeline .bar-interrupted").count(), 1, "it is drawn");
+  assert.equal(await page.locator(".timeline .bar-running").count(), 1, "and so is what goes on, beside it");
+  await confirmed("Cancel", "Cancel job");
+  await badge("cancelled");
   say("killed and restarted: " + seqs.length + " events without a gap");
 
   // Keyboard.

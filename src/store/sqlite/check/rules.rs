@@ -244,6 +244,14 @@ pub(super) const RULES: &[Rule] = &[
     ),
     (
         "S11",
+        "SELECT 'delivery ' || id || ': may be sent, and an earlier one of its line is pending' FROM delivery
+        WHERE next_at_ms IS NOT NULL AND EXISTS (SELECT 1 FROM delivery AS earlier
+          WHERE earlier.status = 0 AND earlier.endpoint_id = delivery.endpoint_id AND earlier.job_id = delivery.job_id
+            AND earlier.id < delivery.id)
+        ORDER BY id",
+    ),
+    (
+        "S11",
         "SELECT 'try ' || id || ': delivery ' || delivery_id || ' is gone' FROM delivery_try
         WHERE NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.id = delivery_id) ORDER BY id",
     ),
@@ -255,7 +263,8 @@ pub(super) const RULES: &[Rule] = &[
     (
         "S2",
         "SELECT 'endpoint ' || endpoint_id || ': belongs to job ' || job_id || ', which is gone' FROM job_endpoint
-        WHERE NOT EXISTS (SELECT 1 FROM job WHERE job.id = job_id) ORDER BY job_id, endpoint_id",
+        WHERE NOT EXISTS (SELECT 1 FROM job WHERE job.id = job_id)
+          AND NOT EXISTS (SELECT 1 FROM delivery WHERE delivery.job_id = job_endpoint.job_id) ORDER BY job_id, endpoint_id",
     ),
     (
         "S2",

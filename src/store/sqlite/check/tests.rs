@@ -360,6 +360,18 @@ fn a_broken_log_is_found_when_its_old_end_is_gone() {
     assert_found(broken_log::WAYS_OF_A_CUT_LOG, &FILES[1]);
 }
 
+/// A file that has one is not opened.
+#[test]
+fn a_trigger_that_comes_while_a_file_is_open_is_found() {
+    let file = Copy::of(&FILES[0]);
+    let store = SqliteStore::open(&file.path, Durability::Normal).expect("a sound file");
+    let reader = store.reader();
+    reader.head().expect("a connection that is kept");
+    file.damage("CREATE TRIGGER mine AFTER INSERT ON job BEGIN DELETE FROM event; END");
+    let found = reader.check().expect("a check");
+    assert_eq!(found, ["S1 trigger mine is not of stepwell"]);
+}
+
 fn assert_found(ways: &[Way], bytes: &[u8]) {
     for (what, sql, finds) in ways {
         let file = Copy::of(bytes);

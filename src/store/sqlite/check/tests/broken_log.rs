@@ -81,8 +81,7 @@ pub(super) const WAYS: &[Way] = &[
         "INSERT INTO event VALUES (-3, 4, 0, 0, 40, 2, 2, 2, 1, 0, 0, NULL, NULL)",
         &[
             "S8 event -3: the number that follows in the log is 1",
-            "S8 event -3: the row stands for 4 events",
-            "S8 event -3: the last row of its commit has no counters",
+            "S1 event -3: table event, row -3: column seq has the value -3, which stepwell never writes",
         ],
     ),
     // ---- S9 ----

@@ -58,11 +58,6 @@ pub(super) const WAYS: &[Way] = &[
         &["S1 table phase is missing, or another one"],
     ),
     (
-        "a trigger",
-        "CREATE TRIGGER mine AFTER INSERT ON job BEGIN DELETE FROM event; END",
-        &["S1 trigger mine is not of stepwell"],
-    ),
-    (
         "no file_id",
         "DELETE FROM meta",
         &["S1 meta: there is no file_id"],
@@ -77,7 +72,7 @@ pub(super) const WAYS: &[Way] = &[
         "UPDATE job SET id = -1 WHERE id = 16",
         &[
             "S1 job -1: is no id that is ever given",
-            "S9 job -1: its newest event, 85, is not in the log",
+            "S1 job -1: table job, row -1: column id has the value -1, which stepwell never writes",
             "S9 job 16: the log says pending, there is no row",
         ],
     ),
@@ -504,6 +499,13 @@ pub(super) const WAYS: &[Way] = &[
         "INSERT INTO endpoint VALUES (1, 'a', 'http://a', 1, '[]', 1, NULL);
         INSERT INTO delivery VALUES (2561, 1, 19, 0, 'http://a', '{}', 0, 0, NULL, 5, NULL, NULL, NULL)",
         &["S11 delivery 2561: waits for an earlier one, and there is none"],
+    ),
+    (
+        "a delivery before its turn",
+        "INSERT INTO endpoint VALUES (1, 'a', 'http://a', 1, '[]', 1, NULL);
+        INSERT INTO delivery VALUES (2561, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL),
+          (2817, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
+        &["S11 delivery 2817: may be sent, and an earlier one of its line is pending"],
     ),
     (
         "a delivery of what never happened, of a kind that does not exist",
