@@ -240,7 +240,17 @@ impl World {
                 }
                 EventKind::WebhookDelivered | EventKind::WebhookFailed => {}
                 EventKind::Deleted => assert!(*is_over, "only what is over is deleted"),
-                kind => {
+                kind @ (EventKind::Created
+                | EventKind::Started
+                | EventKind::PhaseStarted
+                | EventKind::PhaseCompleted
+                | EventKind::PhaseFailed
+                | EventKind::Progress
+                | EventKind::Retrying
+                | EventKind::Interrupted
+                | EventKind::Completed
+                | EventKind::Failed
+                | EventKind::Cancelled) => {
                     assert!(!*is_over, "{kind} after the end of job {}", event.job_id);
                     *is_over = kind.is_terminal();
                 }
