@@ -14,7 +14,8 @@
 //! | the committer thread | the lead is free and there is work, or a due time has come | takes it |
 //!
 //! A caller gives the lead back after one commit. If the list has grown meanwhile, the committer thread gets it; so no caller
-//! works for the others for longer than one commit, and while the disk syncs one batch the next one gathers.
+//! works for the others for longer than one commit, and while the disk syncs one batch the next one gathers. Whoever takes the lead
+//! right after a commit of many lets them come back first: else every second commit would be of one operation alone.
 //!
 //! The committer thread is also the one sleeper of the queue: it sleeps until the next due time of anything. A caller whose
 //! commit made that earlier rings it.
@@ -165,6 +166,7 @@ impl Committer {
             return ticket.wait();
         }
         state.is_led = true;
+        gather(&mut state);
         let batch = take_batch(&mut state);
         drop(state);
         let lead = Lead::new(self, host);
