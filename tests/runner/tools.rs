@@ -168,7 +168,9 @@ fn jobs_are_cancelled_and_deleted_together_only_if_they_are_so_many() {
     let refused = all("cancel", "pending", "3");
     assert_eq!(refused.code, 1, "{refused:?}");
     assert!(
-        refused.stderr.contains("2 jobs are pending, not 3"),
+        refused
+            .stderr
+            .contains("2 jobs of type \"command\" are pending, not 3"),
         "{refused:?}"
     );
     assert_eq!(
