@@ -224,3 +224,81 @@ fn write_one(tx: &mut Tx<'_>, before: &JobRow, after: &JobRow) -> Result<usize> 
 fn ms(time: Option<Timestamp>) -> Option<i64> {
     time.map(Timestamp::as_millis)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Durability;
+    use crate::job::{JobId, JobStatus};
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{Failure, Store};
+    use crate::transition::Flags;
+
+    fn pending(id: i64) -> JobRow {
+        let now = Timestamp::from_millis(1_800_000_000_000);
+        JobRow {
+            id: JobId::from_i64(id),
+            type_id: 1,
+            plan_id: 1,
+            status: JobStatus::Pending,
+            priority: 0,
+            run_at: now,
+            epoch: 0,
+            attempt: 0,
+            phase_index: 0,
+            phase_count: 1,
+            phase_attempt: 0,
+            crash_count: 0,
+            created_at: now,
+            started_at: None,
+            phase_started_at: None,
+            finished_at: None,
+            deadline: None,
+            last_seq: id,
+            flags: Flags::default(),
+        }
+    }
+
+    fn running(id: i64) -> JobRow {
+        JobRow {
+            status: JobStatus::Running,
+            epoch: 1,
+            last_seq: 10 + 2 * id,
+            ..pending(id)
+        }
+    }
+
+    /// Of one job, and of the middle one of a run: nothing of the transaction is written.
+    #[test]
+    fn an_update_of_what_is_not_there_fails_its_transaction() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("jobs.db");
+        let mut store = SqliteStore::open(&path, Durability::Normal).expect("a new file");
+        let stored = store.transact(&mut |rows| {
+            // 3 is claimed already.
+            let jobs = [pending(1), pending(2), running(3), pending(4)];
+            jobs.iter()
+                .try_for_each(|row| rows.insert_job(row, "1", None))
+        });
+        assert!(stored.is_ok());
+        for ids in [3..=3, 2..=4] {
+            let done = store.transact(&mut |rows| {
+                for id in ids.clone() {
+                    rows.update_job(&pending(id), &running(id))?;
+                }
+                Ok(())
+            });
+            let Err(Failure::NothingDone(error)) = done else {
+                panic!("{ids:?}: {done:?}");
+            };
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            let looked = store.transact(&mut |rows| {
+                for id in [1, 2, 4] {
+                    assert_eq!(rows.job(JobId::from_i64(id))?, Some(pending(id)));
+                }
+                Ok(())
+            });
+            assert!(looked.is_ok());
+        }
+    }
+}
