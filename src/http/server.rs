@@ -9,14 +9,14 @@
 //! | waits without end for a head or body, of any size | the gate has the deadlines and the limits |
 //! | leaves connections without a thread when several arrive at once: it counts a thread that was woken as idle | every request says `Connection: close`, which lets its thread go as soon as the head is read; none is held by a stream |
 //! | reads a streamed body to its end first for HTTP/1.0 and `TE: identity`, and does not flush | requests are rewritten (`head`), answers are written through `into_writer` with framing of our own (`answer`) |
-//! | ends its accept thread at the first error, with an error for one `recv` | a new server takes its place |
+//! | ends its accept thread at the first error, with an error for one `recv` | a new server takes its place, then or when the dead one refuses a connection |
 //! | panics in that thread when there is no second descriptor, and tells nobody | the gate looks for descriptors first; a request that nobody has received after 2 s brings a new server |
 //!
 //! Its port is on loopback and any local user can reach it: a request without the gate's key is dropped unanswered.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -72,7 +72,7 @@ pub(super) struct Backend {
 /// does not receive.
 pub(super) struct Live {
     server: tiny_http::Server,
-    pub(super) addr: Option<SocketAddr>,
+    addr: Option<SocketAddr>,
     sent: AtomicUsize,
     received: AtomicUsize,
 }
@@ -125,9 +125,24 @@ impl Backend {
         })
     }
 
-    /// Where the next request goes.
-    pub(super) fn live(&self) -> Option<Arc<Live>> {
+    fn live(&self) -> Option<Arc<Live>> {
         self.current.lock().clone()
+    }
+
+    /// Where the next request goes, and a connection to it. A server that refuses is dead, and another one takes its place:
+    /// it may have died with nothing on the way to it, while there was no descriptor for its successor.
+    pub(super) fn connect(&self) -> io::Result<(Arc<Live>, TcpStream)> {
+        let connect = || {
+            let live = self.live().ok_or(io::ErrorKind::NotConnected)?;
+            let addr = live.addr.ok_or(io::ErrorKind::NotConnected)?;
+            let socket = TcpStream::connect(addr).inspect_err(|error| {
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    self.replace(&live);
+                }
+            })?;
+            Ok((live, socket))
+        };
+        connect().or_else(|_| connect())
     }
 
     /// By what a request shows that it came through the gate, and by which connection.
@@ -268,5 +283,26 @@ mod tests {
         backend.look();
         let third = backend.live().expect("there is one");
         assert!(!Arc::ptr_eq(&second, &third), "its only request was lost");
+    }
+
+    /// Out of descriptors, the accept thread ends although nobody wants anything of it, and there may be none for a new server
+    /// either. Nothing was on the way to it, so nobody noticed when there were some again.
+    #[test]
+    fn a_server_that_has_died_with_nothing_on_the_way_is_replaced_by_who_comes_next() {
+        let backend = Backend::new().expect("bound");
+        let dead = {
+            let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+            closed.local_addr().expect("it has an address")
+        };
+        let server = tiny_http::Server::http("127.0.0.1:0").expect("bound");
+        *backend.current.lock() = Some(Arc::new(Live {
+            server,
+            addr: Some(dead),
+            sent: AtomicUsize::new(0),
+            received: AtomicUsize::new(0),
+        }));
+        let (live, socket) = backend.connect().expect("there is another one");
+        assert_eq!(socket.peer_addr().ok(), live.addr);
+        assert_ne!(live.addr, Some(dead));
     }
 }

@@ -30,7 +30,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::feed::{Ask, Feed, News};
-use crate::http::server::Backend;
+use crate::http::server::{Backend, Live};
 use crate::http::stream::{self, Start, Stream};
 use crate::sync::{AtomicUsize, Ordering, Receiver, Sender, TryRecvError, unbounded};
 use crate::time::monotonic;
@@ -457,21 +457,20 @@ impl Gate {
             let Some(&slot) = self.by_id.get(&id) else {
                 continue;
             };
-            let live = self.backend.live();
-            let backend = self.connect(live.as_ref().and_then(|live| live.addr));
+            let connected = self.connect();
             let Some(connection) = &mut self.slots[slot] else {
                 continue;
             };
             let key = self.backend.key_of(id);
             let token = Token(FIRST + 2 * slot + 1);
-            match backend
-                .and_then(|backend| connection.relay(backend, &key, token, self.poll.registry()))
-            {
-                Ok(()) => {
+            let relayed = connected.and_then(|(live, socket)| {
+                connection.relay(socket, &key, token, self.poll.registry())?;
+                Ok(live)
+            });
+            match relayed {
+                Ok(live) => {
                     self.relayed += 1;
-                    if let Some(live) = live {
-                        live.sent();
-                    }
+                    live.sent();
                 }
                 Err(error) => {
                     log::warn!("an HTTP request is refused: {error}");
@@ -491,18 +490,17 @@ impl Gate {
         spare.map(|_| ())
     }
 
-    fn connect(&mut self, addr: Option<SocketAddr>) -> io::Result<std::net::TcpStream> {
+    fn connect(&mut self) -> io::Result<(Arc<Live>, std::net::TcpStream)> {
         // Who has asked for nothing yet makes room for who has.
         while let Err(error) = self.spare() {
             if !self.evict() {
                 return Err(error);
             }
         }
-        let addr = addr.ok_or(io::ErrorKind::NotConnected)?;
-        let socket = std::net::TcpStream::connect(addr)?;
+        let (live, socket) = self.backend.connect()?;
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
-        Ok(socket)
+        Ok((live, socket))
     }
 
     fn expire(&mut self) {
