@@ -133,8 +133,8 @@ impl Bus {
         self.waiters.lock().entry(id).or_default().push(tx.clone());
         self.has_waiters.store(true, Ordering::Release);
         let is_over = is_over();
-        if matches!(is_over, Ok(false)) {
-            // A closed bus drops the other end's sender but not `tx`: it rings first.
+        // A bus that closes rings for everybody who is there; who comes later has to look.
+        if matches!(is_over, Ok(false)) && !self.state.lock().is_closed {
             rx.recv_timeout(timeout).ok();
         }
         let mut waiters = self.waiters.lock();
@@ -169,5 +169,27 @@ impl Bus {
             return Vec::new();
         }
         self.waiters.lock().keys().copied().collect()
+    }
+}
+
+#[cfg(all(test, not(stepwell_shuttle)))]
+mod tests {
+    use super::*;
+    use crate::sync::spawn;
+    use std::sync::Arc;
+
+    /// It came when everybody who waited had been told, and waited for as long as it was asked to.
+    #[test]
+    fn who_waits_for_a_job_after_the_bus_was_closed_is_sent_back() {
+        let bus = Arc::new(Bus::default());
+        bus.close();
+        let (tx, rx) = unbounded();
+        spawn("late", move || {
+            let hour = Duration::from_secs(3600);
+            let waited = bus.wait_over(JobId::from_i64(1), hour, || Ok::<_, ()>(false));
+            tx.send(waited).expect("somebody listens");
+        })
+        .expect("a thread");
+        assert_eq!(rx.recv_timeout(Duration::from_secs(20)), Ok(Ok(())));
     }
 }

@@ -93,5 +93,6 @@ pairs! {
     a_panic_goes_with: Panic,
     another_process_goes_with: Bell,
     enqueue_goes_with: Enqueue,
+    waiting_goes_with: Wait,
     shutdown_goes_with: Shutdown,
 }

@@ -52,11 +52,13 @@ pub(super) enum Act {
     Bell,
     /// Another job comes.
     Enqueue,
+    /// A caller waits for its end.
+    Wait,
     Shutdown,
 }
 
 impl Act {
-    pub(super) const ALL: [Act; 11] = [
+    pub(super) const ALL: [Act; 12] = [
         Act::Nothing,
         Act::Cancel,
         Act::Retry,
@@ -67,6 +69,7 @@ impl Act {
         Act::Panic,
         Act::Bell,
         Act::Enqueue,
+        Act::Wait,
         Act::Shutdown,
     ];
 }
@@ -182,6 +185,7 @@ impl World {
                 Ok(id) => self.acknowledged.lock().push(id),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Closed),
             },
+            Act::Wait => self.wait(self.job),
             Act::Shutdown => drop(self.queue.shutdown(SHUTDOWN)),
         }
     }
@@ -211,10 +215,17 @@ impl World {
         }
         let jobs = self.acknowledged.lock().clone();
         for id in jobs {
-            match self.queue.wait(id, WAIT) {
-                Ok(job) => assert!(job.status.is_terminal()),
-                Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
-            }
+            self.wait(id);
+        }
+    }
+
+    fn wait(&self, id: JobId) {
+        match self.queue.wait(id, WAIT) {
+            Ok(job) => assert!(job.status.is_terminal()),
+            Err(error) => assert!(
+                matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Closed),
+                "{error}"
+            ),
         }
     }
 
