@@ -174,9 +174,12 @@ impl Bus {
 
 #[cfg(all(test, not(stepwell_shuttle)))]
 mod tests {
-    use super::*;
-    use crate::sync::spawn;
     use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::bus::Bus;
+    use crate::job::JobId;
+    use crate::sync::{spawn, unbounded};
 
     /// It came when everybody who waited had been told, and waited for as long as it was asked to.
     #[test]

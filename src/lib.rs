@@ -140,7 +140,8 @@ pub use job::{
 pub use listener::{Notice, Subscription};
 pub use new_job::{Enqueued, NewJob, While};
 pub use outbox::{DeliveryPage, DeliveryQuery, DeliveryRecord, EndpointState};
-pub use phase::context::{PhaseContext, StopReason};
+pub use phase::context::PhaseContext;
+pub use phase::stop::StopReason;
 pub use phase::{JobPlan, JobType, Phase, PhaseError, PhaseSpec};
 pub use queue::builder::Builder;
 pub use queue::{Health, JobQueue};

@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::event::Plan;
 use crate::job::{Interruption, JobError, JobId};
-use crate::phase::context::{StopFlag, StopReason};
+use crate::phase::stop::{StopFlag, StopReason};
 use crate::phase::{Resolved, TypeDef};
 use crate::store::ops::Claimed;
 use crate::sync::Mutex;

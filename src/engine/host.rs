@@ -11,7 +11,7 @@ use crate::engine::{Engine, State};
 use crate::error::Error;
 use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
 use crate::live::{Alarm, Due, Left, Returned, Run};
-use crate::phase::context::StopReason;
+use crate::phase::stop::StopReason;
 use crate::store::Done;
 use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle, Source};
 use crate::store::seam::Committed;

@@ -24,7 +24,7 @@ use crate::live::{GRACE, Left, LiveTable};
 use crate::outlet::{Office, OpenOutlet, Outlet};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
 use crate::phase::Registry;
-use crate::phase::context::StopReason;
+use crate::phase::stop::StopReason;
 use crate::pool::{Desk, Pool};
 use crate::retention::Pruner;
 use crate::runner::panic_message;

@@ -4,6 +4,7 @@
 //! and reaches the handler through [`TypeDef`], which knows how to turn one into the other.
 
 pub(crate) mod context;
+pub(crate) mod stop;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -7,7 +7,7 @@ use crate::config::Retention;
 use crate::event::Plan;
 use crate::job::{BulkAction, ErrorCause, InterruptionReason, JobId, JobStatus, RetryFrom};
 use crate::new_job::NewJob;
-use crate::phase::context::StopReason;
+use crate::phase::stop::StopReason;
 use crate::store::outbox::{Attempted, Mail};
 use crate::store::{Details, Filter};
 use crate::time::Timestamp;
