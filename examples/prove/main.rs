@@ -1,6 +1,6 @@
 //! The long forms of the proofs: `cargo run --release --example prove -- kill9 --rounds 10000`.
 //!
-//! `model` compares the queue with a plain model, `io` fails every I/O call of fourteen scenarios, `power` opens what power cuts may
+//! `model` compares the queue with a plain model, `io` fails every I/O call of fifteen scenarios, `power` opens what power cuts may
 //! leave, `kill9` kills a process again and again: each goes on where it was stopped (`--fresh` begins again). `soak` keeps a queue at
 //! work for hours. All print a line a minute, and at the end a row for RELIABILITY.md. What each would catch is said in
 //! `tests/model/main.rs`, `tests/faults/main.rs`, `tests/kill9/main.rs` and `soak/mod.rs`.

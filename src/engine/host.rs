@@ -364,9 +364,12 @@ impl Engine {
                     .pruner
                     .done(pruned, took, now, monotonic());
             }
-            (Op::SetPaused { .. }, Ok(_)) => {
+            (Op::SetPaused { job_type, paused }, Ok(_)) => {
                 if let Err(error) = self.load_pauses() {
-                    log::error!("what is paused cannot be read: {error}");
+                    log::warn!(
+                        "what is paused cannot be read, what was asked for is done: {error}"
+                    );
+                    self.state.lock().set_paused(job_type, paused);
                 }
                 self.give_back_paused();
             }

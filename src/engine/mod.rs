@@ -75,6 +75,9 @@ struct State {
     claimable: Arc<[Claimable]>,
     is_paused: bool,
     paused_types: HashSet<Arc<str>>,
+    /// Looks at what is paused: how many were begun, and the number of the one that is believed.
+    looks: u64,
+    look: u64,
     is_stopping: bool,
     /// The store's last failure, until it works again.
     store_health: StoreHealth,
@@ -233,23 +236,13 @@ impl Engine {
         self.load_pauses()
     }
 
-    /// Reads what is paused, and gives back what is offered of it.
+    /// Reads what is paused. Two may look at the same time, after a commit of ours and for another process: what the later one
+    /// has seen stays, whoever is done first.
     pub(crate) fn load_pauses(&self) -> Result<()> {
-        let (is_paused, names) = self.reader.pauses()?;
-        let mut state = self.state.lock();
-        state.is_paused = is_paused;
-        state.claim_failure = None;
-        state.paused_types = names.into_iter().collect();
-        let State {
-            types,
-            paused_types,
-            ..
-        } = &*state;
-        let open = types
-            .iter()
-            .filter(|claimable| !is_paused && !paused_types.contains(&claimable.job_type));
-        state.claimable = open.cloned().collect();
-        state.backlog.unknown();
+        let look = self.state.lock().next_look();
+        let (is_paused, types) = self.reader.pauses()?;
+        let types = types.into_iter().collect();
+        self.state.lock().take_pauses(look, is_paused, types);
         Ok(())
     }
 
@@ -495,11 +488,66 @@ impl State {
             claimable: Arc::new([]),
             is_paused: false,
             paused_types: HashSet::new(),
+            looks: 0,
+            look: 0,
             is_stopping: false,
             store_health: StoreHealth::default(),
             claim_failure: None,
             poison: None,
             planning: HashSet::new(),
         }
+    }
+
+    /// A number for who is about to look at what is paused.
+    fn next_look(&mut self) -> u64 {
+        self.looks += 1;
+        self.looks
+    }
+
+    /// What was committed, when it cannot be read.
+    fn set_paused(&mut self, job_type: Option<Arc<str>>, paused: bool) {
+        let (mut is_paused, mut types) = (self.is_paused, self.paused_types.clone());
+        match job_type {
+            None => is_paused = paused,
+            Some(name) if paused => drop(types.insert(name)),
+            Some(name) => drop(types.remove(&name)),
+        }
+        let look = self.next_look();
+        self.take_pauses(look, is_paused, types);
+    }
+
+    /// What look number `look` has seen, unless a later one has been here.
+    fn take_pauses(&mut self, look: u64, is_paused: bool, types: HashSet<Arc<str>>) {
+        self.claim_failure = None;
+        self.backlog.unknown();
+        if look < self.look {
+            return;
+        }
+        (self.look, self.is_paused, self.paused_types) = (look, is_paused, types);
+        let is_open = |claimable: &&Claimable| {
+            !self.is_paused && !self.paused_types.contains(&claimable.job_type)
+        };
+        self.claimable = self.types.iter().filter(is_open).cloned().collect();
+    }
+}
+
+#[cfg(all(test, not(stepwell_shuttle)))]
+mod tests {
+    use std::collections::HashSet;
+
+    use crate::config::Retention;
+    use crate::engine::State;
+    use crate::retention::Pruner;
+    use crate::time::Timestamp;
+
+    /// A queue that was resumed while the bell of a client was answered stayed paused, whatever its file said.
+    #[test]
+    fn an_older_look_at_what_is_paused_does_not_undo_a_later_one() {
+        let pruner = Pruner::new(Retention::default(), Timestamp::default());
+        let mut state = State::new(pruner);
+        let (older, later) = (state.next_look(), state.next_look());
+        state.take_pauses(later, false, HashSet::new());
+        state.take_pauses(older, true, HashSet::new());
+        assert!(!state.is_paused);
     }
 }

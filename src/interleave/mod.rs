@@ -8,7 +8,7 @@
 //!
 //! Each case is a job of two phases and two things that happen to it from two threads, while it runs: see [`Act`]. All pairs are
 //! cases, a thing with itself too. `STEPWELL_SCHEDULES` sets how many schedules each gets; one that fails is printed, and
-//! comes again with `STEPWELL_SCHEDULE`. Two schedulers share them: random choices, and PCT (Burckhardt, Kothari, Musuvathi,
+//! comes again with `STEPWELL_SCHEDULE` and `STEPWELL_PAIR`. Two schedulers share them: random choices, and PCT (Burckhardt, Kothari, Musuvathi,
 //! Nagarakatte, "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS 2010).
 //!
 //! Broken on purpose, and what came of it:
@@ -45,8 +45,11 @@ fn schedules() -> usize {
 
 fn check(acts: [Act; 2]) {
     let case = move || World::run(acts);
+    println!("{acts:?}");
     if let Ok(schedule) = std::env::var("STEPWELL_SCHEDULE") {
-        shuttle::replay(case, &schedule);
+        if std::env::var("STEPWELL_PAIR").is_ok_and(|pair| pair == format!("{acts:?}")) {
+            shuttle::replay(case, &schedule);
+        }
         return;
     }
     let half = schedules().div_ceil(2);

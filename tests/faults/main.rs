@@ -5,12 +5,12 @@
 //! broken after the disk works again, or that forgets what a handler returned meanwhile; a phase that runs again although
 //! its completion was durable.
 //!
-//! A process (this binary again) runs real stepwell code with `shim.c` between it and the system. In each of fourteen scenarios
+//! A process (this binary again) runs real stepwell code with `shim.c` between it and the system. In each of fifteen scenarios
 //! the n-th call fails, n = 1, 2, ..., until the scenario needs no more: with EIO, with ENOSPC, after half a write; once, until the
 //! scenario is over, or until the process ends. Then the file is checked, what is left in it runs to its end, and all that was
 //! written down is compared with it, as for the kills.
 //!
-//! Here: all n of the four smallest scenarios in one way, and a sample of the others. All of it: `cargo run --release --example prove -- io`.
+//! Here: all n of five small scenarios in one way, and a sample of the others. All of it: `cargo run --release --example prove -- io`.
 //!
 //! The same library writes down what a mixed load writes and syncs. Then the file is opened as it may be after a power cut: see
 //! `disk` for what may be. It opens, the check finds nothing, its log is a beginning of what the log became, and with
@@ -149,7 +149,7 @@ fn is_small(sweep: &Sweep) -> bool {
         ..
     } = sweep.case;
     match scenario {
-        Scenario::OpenNew | Scenario::OpenExisting | Scenario::OnePhase => {
+        Scenario::OpenNew | Scenario::OpenExisting | Scenario::OnePhase | Scenario::Pause => {
             ending == Ending::Once && fault == Fault::Io
         }
         Scenario::Client => ending == Ending::Lifted && fault == Fault::Io,

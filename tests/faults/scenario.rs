@@ -32,12 +32,13 @@ pub(crate) enum Scenario {
     Recovery,
     Client,
     Watched,
+    Pause,
 }
 
 use Scenario as S;
 
 impl Scenario {
-    pub(crate) const ALL: [Scenario; 14] = [
+    pub(crate) const ALL: [Scenario; 15] = [
         S::OpenNew,
         S::OpenExisting,
         S::Enqueue,
@@ -52,6 +53,7 @@ impl Scenario {
         S::Recovery,
         S::Client,
         S::Watched,
+        S::Pause,
     ];
 
     pub(crate) fn parse(name: &str) -> Scenario {
@@ -285,6 +287,7 @@ impl Story<'_> {
             S::Retention => self.retain(queue, control),
             S::Client => self.beside(control),
             S::Watched => return self.watched(queue, ending, control),
+            S::Pause => return self.pause(queue, ending, control),
             S::Shutdown => return self.shut_down(queue, control),
         }
         self.end(queue, ending, control);
@@ -314,6 +317,29 @@ impl Story<'_> {
         client.stats().expect("nothing fails yet");
         self.enqueue(queue, control);
         self.end(queue, ending, control);
+    }
+
+    /// Who was told that the queue is resumed need not ask again.
+    fn pause(&mut self, queue: &JobQueue, ending: Ending, control: &Control) {
+        control.arm();
+        self.ask(queue, "three", 8, 0);
+        self.is_done(queue.pause());
+        self.ask(queue, "one", 0, 0);
+        let is_resumed = self.is_done(queue.resume()) || self.is_done(queue.resume());
+        self.rest(queue, control);
+        if ending == Ending::Never {
+            return self.close(queue, Duration::from_millis(100));
+        }
+        control.lift();
+        if !is_resumed && let Err(error) = queue.resume() {
+            self.journal
+                .line(&format!("X resume after the fault: {error}"));
+        }
+        self.settle(queue);
+    }
+
+    fn is_done(&self, answer: stepwell::Result<()>) -> bool {
+        answer.map_err(|error| self.typed(&error)).is_ok()
     }
 
     fn enqueue(&mut self, queue: &JobQueue, control: &Control) {

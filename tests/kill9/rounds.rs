@@ -118,6 +118,8 @@ pub(crate) fn drain(
     let queue = load::open(dir, Durability::Normal, journal, few).expect("the queue can be opened");
     journal.line("O drain");
     problems.extend(queue.check().expect("the file can be checked"));
+    // A process may have ended between a pause and its end.
+    queue.resume().expect("the queue can be resumed");
     let until = Instant::now() + DRAIN_MAX;
     loop {
         let stats = queue.stats().expect("the queue can be read");
