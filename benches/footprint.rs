@@ -214,5 +214,6 @@ fn main() {
         // SQLite is built anew.
         let name = "stripped_no_default_features_profile_small";
         size("small", "--no-default-features", name);
+        size("small", "--all-features", "stripped_all_features_profile_small");
     }
 }

@@ -91,6 +91,7 @@ pairs! {
     retry_goes_with: Retry,
     pause_goes_with: Pause,
     retention_goes_with: Retention,
+    a_deletion_goes_with: Delete,
     a_delivery_goes_with: Delivery,
     a_late_result_goes_with: LateResult,
     a_panic_goes_with: Panic,

@@ -42,6 +42,8 @@ pub(super) enum Act {
     Pause,
     /// It is old enough to be deleted as soon as it is over.
     Retention,
+    /// It is deleted, if it is over.
+    Delete,
     /// A delivery about it ends.
     Delivery,
     /// Its phase has taken too long; its handler goes on.
@@ -58,12 +60,13 @@ pub(super) enum Act {
 }
 
 impl Act {
-    pub(super) const ALL: [Act; 12] = [
+    pub(super) const ALL: [Act; 13] = [
         Act::Nothing,
         Act::Cancel,
         Act::Retry,
         Act::Pause,
         Act::Retention,
+        Act::Delete,
         Act::Delivery,
         Act::LateResult,
         Act::Panic,
@@ -173,6 +176,16 @@ impl World {
                     "{error}"
                 ),
             },
+            Act::Delete => match self.queue.delete(self.job) {
+                Ok(()) => assert_eq!(self.engine.reader.status(self.job).ok(), Some(None)),
+                Err(error) => assert!(
+                    matches!(
+                        error.kind(),
+                        ErrorKind::Conflict | ErrorKind::Closed | ErrorKind::NotFound
+                    ),
+                    "{error}"
+                ),
+            },
             Act::Pause => {
                 self.queue.pause().ok();
                 self.queue.resume().ok();
@@ -273,7 +286,7 @@ impl World {
                 .map(|event| (event.job_id, event.kind))
                 .collect::<Vec<_>>(),
         );
-        let is_kept = !acts.contains(&Act::Retention);
+        let is_kept = !acts.contains(&Act::Retention) && !acts.contains(&Act::Delete);
         for id in self.acknowledged.lock().iter() {
             let status = reader.status(*id).expect("readable");
             assert!(status.is_some() || !is_kept, "job {id} is gone");
