@@ -101,9 +101,13 @@ pub(super) fn transact(
         holders_seen,
         inputs: HashMap::new(),
         updates: None,
+        failed: None,
     };
     let done = tx.known.check(conn).and_then(|()| work(&mut tx));
-    if let Err(error) = done.and_then(|()| tx.flush()) {
+    let done = done
+        .and_then(|()| tx.flush())
+        .and_then(|()| tx.failed.take().map_or(Ok(()), Err));
+    if let Err(error) = done {
         // SQLite has rolled back by itself after some errors; then this one fails, and nothing is left to do.
         execute(conn, "ROLLBACK", params![]).ok();
         return Err(Failure::NothingDone(error));
@@ -134,14 +138,19 @@ pub(super) struct Tx<'c> {
     inputs: HashMap<JobId, String>,
     /// Not written yet: to be flushed before anything else is done with rows of jobs.
     updates: Option<Updates>,
+    /// Why something that was put off could not be written. Whoever asked for rows then may have taken the error for an answer
+    /// about itself alone; but what went before is not written either, and must not be committed without.
+    failed: Option<Error>,
 }
 
 impl Tx<'_> {
     fn flush(&mut self) -> Result<()> {
-        match self.updates.take() {
-            Some(updates) => updates.write(self),
-            None => Ok(()),
-        }
+        let Some(updates) = self.updates.take() else {
+            return Ok(());
+        };
+        updates
+            .write(self)
+            .inspect_err(|error| self.failed = Some(error.duplicate()))
     }
 
     pub(super) fn write(&mut self, sql: &'static str, params: &[&dyn ToSql]) -> Result<usize> {
