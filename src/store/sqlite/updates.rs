@@ -226,7 +226,7 @@ fn ms(time: Option<Timestamp>) -> Option<i64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::Durability;
     use crate::job::{JobId, JobStatus};
@@ -234,7 +234,7 @@ mod tests {
     use crate::store::{Failure, Store};
     use crate::transition::Flags;
 
-    fn pending(id: i64) -> JobRow {
+    pub(in crate::store::sqlite) fn pending(id: i64) -> JobRow {
         let now = Timestamp::from_millis(1_800_000_000_000);
         JobRow {
             id: JobId::from_i64(id),
