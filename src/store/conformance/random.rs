@@ -204,6 +204,7 @@ fn request(rng: &mut Rng, bench: &Bench, rows: &[JobRow]) -> ClaimRequest {
 fn op(rng: &mut Rng, bench: &Bench, rows: &[JobRow], now: Timestamp) -> Op {
     let row = random_row(rng, rows, now);
     match rng.below(28) {
+        0 if rng.one_in(3) => Op::Enqueue(alike(rng)),
         0..=5 => Op::Enqueue((0..1 + rng.below(4)).map(|_| planned_job(rng)).collect()),
         6..=13 => outcome(rng, rows, &row, now),
         14 => Op::Cancel(row.id),
@@ -267,6 +268,23 @@ fn random_row(rng: &mut Rng, rows: &[JobRow], now: Timestamp) -> JobRow {
         last_seq: 1,
         flags: crate::transition::Flags::default(),
     }
+}
+
+/// Jobs that differ in their inputs, with perhaps one among them that is another.
+fn alike(rng: &mut Rng) -> Vec<PlannedJob> {
+    let first = planned_job(rng);
+    let alike = |rng: &mut Rng| PlannedJob {
+        job: NewJob {
+            input: rng.below(1000).to_string(),
+            ..first.job.clone()
+        },
+        plan: first.plan.clone(),
+    };
+    let mut jobs: Vec<_> = (0..rng.below(24)).map(|_| alike(rng)).collect();
+    if rng.one_in(2) {
+        jobs.insert(rng.index(jobs.len() + 1), planned_job(rng));
+    }
+    jobs
 }
 
 fn planned_job(rng: &mut Rng) -> PlannedJob {

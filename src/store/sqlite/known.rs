@@ -64,7 +64,8 @@ impl Known {
     pub(super) fn written(&mut self, row: &JobRow) {
         if row.status == JobStatus::Running && self.running.len() < RUNNING_MAX {
             self.running.insert(row.id, *row);
-        } else {
+        } else if !self.running.is_empty() {
+            // The map would hash the id first.
             self.running.remove(&row.id);
         }
     }

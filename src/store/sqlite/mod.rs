@@ -1,7 +1,7 @@
 //! The SQLite backend. L2; nothing of `rusqlite` is named outside this folder.
 //!
-//! `open` makes connections, `commit` writes jobs and events, and nothing else does but `updates`, which writes the updates of
-//! neighbouring jobs at once. `held` keeps statements at hand, `due` finds what can be claimed, `prune` has the
+//! `open` makes connections, `commit` writes jobs and events, and nothing else does but `updates` and `inserts`, which write what
+//! happens to neighbouring jobs at once. `held` keeps statements at hand, `due` finds what can be claimed, `prune` has the
 //! statements of retention, `rows` turns columns into types, `read` is the reading side, `names` remembers job types and
 //! plans, `known` what was written last.
 
@@ -10,6 +10,7 @@ mod commit;
 mod due;
 mod errors;
 mod held;
+mod inserts;
 mod known;
 mod names;
 mod open;
@@ -46,6 +47,8 @@ pub(crate) struct SqliteStore {
     readers: Arc<read::Readers>,
     /// Where the last pass over the unique keys ended.
     holders_seen: (i64, String),
+    /// Kept for its memory.
+    inserts: inserts::Inserts,
 }
 
 impl SqliteStore {
@@ -62,6 +65,7 @@ impl SqliteStore {
             known: known::Known::default(),
             readers: Arc::new(read::Readers::new(path)),
             holders_seen: (0, String::new()),
+            inserts: inserts::Inserts::default(),
         })
     }
 
@@ -95,7 +99,8 @@ impl Store for SqliteStore {
     ) -> std::result::Result<(), Failure> {
         let conn = self.take_writer().map_err(Failure::NothingDone)?;
         let (names, known) = (&mut self.names, &mut self.known);
-        let outcome = commit::transact(&conn, names, known, &mut self.holders_seen, work);
+        let (holders_seen, inserts) = (&mut self.holders_seen, &mut self.inserts);
+        let outcome = commit::transact(&conn, names, known, holders_seen, inserts, work);
         if outcome.is_err() {
             // A number that was given to a name in this transaction is free again, and what it wrote is not there.
             self.forget();

@@ -226,7 +226,7 @@ fn ms(time: Option<Timestamp>) -> Option<i64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::Durability;
     use crate::job::{JobId, JobStatus};
@@ -234,7 +234,7 @@ mod tests {
     use crate::store::{Failure, Store};
     use crate::transition::Flags;
 
-    fn pending(id: i64) -> JobRow {
+    pub(in crate::store::sqlite) fn pending(id: i64) -> JobRow {
         let now = Timestamp::from_millis(1_800_000_000_000);
         JobRow {
             id: JobId::from_i64(id),
@@ -300,5 +300,29 @@ mod tests {
             });
             assert!(looked.is_ok());
         }
+    }
+
+    /// An operation that asks for rows writes what those before it have put off, and a job it cannot read is its own refusal.
+    #[test]
+    fn an_update_that_fails_when_somebody_else_asks_for_rows_fails_its_transaction() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("jobs.db");
+        let mut store = SqliteStore::open(&path, Durability::Normal).expect("a new file");
+        let stored = store.transact(&mut |rows| {
+            let jobs = [pending(1), running(2)];
+            jobs.iter()
+                .try_for_each(|row| rows.insert_job(row, "1", None))
+        });
+        assert!(stored.is_ok());
+        let done = store.transact(&mut |rows| {
+            rows.update_job(&pending(2), &running(2))?;
+            // As the seam does with an operation that has written nothing.
+            assert!(rows.ids(JobStatus::Pending, None, 9).is_err());
+            Ok(())
+        });
+        let Err(Failure::NothingDone(error)) = done else {
+            panic!("{done:?}");
+        };
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     }
 }
