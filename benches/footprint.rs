@@ -214,6 +214,10 @@ fn main() {
         // SQLite is built anew.
         let name = "stripped_no_default_features_profile_small";
         size("small", "--no-default-features", name);
-        size("small", "--all-features", "stripped_all_features_profile_small");
+        size(
+            "small",
+            "--all-features",
+            "stripped_all_features_profile_small",
+        );
     }
 }

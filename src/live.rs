@@ -372,6 +372,17 @@ impl LiveTable {
         entered.collect()
     }
 
+    /// How many handlers may still return soon: all that are inside, but those that have overstayed.
+    pub(crate) fn awaited_count(&self) -> usize {
+        let state = self.0.lock();
+        let entered = state
+            .runs
+            .values()
+            .filter(|entry| entry.entered_at.is_some());
+        let told = state.zombies.values().filter(|told| !told.is_abandoned);
+        entered.count() + told.count()
+    }
+
     /// The claims that are under way: jobs and epochs.
     pub(crate) fn claims(&self) -> Vec<(JobId, i64)> {
         let state = self.0.lock();

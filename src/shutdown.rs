@@ -185,7 +185,7 @@ impl Shutdown {
         let mut is_done = |left: usize| {
             is_quiet = is_quiet || !engine.committer.is_led();
             engine.give_back_paused();
-            is_quiet && engine.live.inside().len() <= left && engine.live.len() <= left
+            is_quiet && engine.live.awaited_count() <= left && engine.live.len() <= left
         };
         let is_drained = || {
             engine

@@ -404,7 +404,8 @@ impl JobQueue {
 
     /// Stops the queue. Nothing new is taken; jobs stop at their next phase edge and are pending again, uncharged; handlers
     /// that are still inside at the deadline are told to stop, and cut off if they do not; everything that was finished is
-    /// recorded; then the file is let go. Returns within `timeout` and 250 ms.
+    /// recorded; then the file is let go. A handler that was told to stop before is waited for, too, for up to a second
+    /// after that. Returns within `timeout` and 250 ms.
     ///
     /// Safe to call again, from several threads, from a handler (which then is one that is cut off) and from a callback.
     ///

@@ -1,5 +1,6 @@
 //! The end of a queue: in its order, within its time, from wherever it is asked for.
 
+use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -7,8 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 use stepwell::{
-    Durability, ErrorKind, EventKind, InterruptionReason, JobHandle, JobId, JobQueue, JobStatus,
-    JobType, NewJob, PhaseError, RetryFrom, ShutdownReport, StopReason,
+    CancelOutcome, Durability, ErrorKind, EventKind, InterruptionReason, JobHandle, JobId,
+    JobQueue, JobStatus, JobType, NewJob, PhaseError, RetryFrom, ShutdownReport, StopReason,
 };
 
 use crate::support::{
@@ -189,6 +190,39 @@ fn a_handler_that_ignores_its_flag_does_not_hold_the_queue_beyond_its_timeout() 
     assert_eq!((job.attempt, job.crash_count), (1, 0));
     assert_eq!(count(&queue, id, EventKind::PhaseCompleted), 2);
     assert_sound(&queue);
+}
+
+/// It was not waited for, although there was time: a program that ended then cut it off while it cleaned up.
+#[test]
+fn a_handler_that_was_cancelled_before_can_clean_up() {
+    let harness = Harness::new();
+    let (closing, is_clean) = (
+        Arc::new(OnceLock::<JobQueue>::new()),
+        Arc::new(OnceLock::new()),
+    );
+    let (sees, cleans) = (closing.clone(), is_clean.clone());
+    let (entered, runs) = unbounded();
+    let (queue, jobs) = harness.open(JobType::<Value>::new("tidy").phase(ONE, move |cx| {
+        entered.send(()).unwrap();
+        let stopped = cx.sleep(3600 * 1000 * MS);
+        while !sees.get().is_some_and(is_closed) {
+            std::thread::yield_now();
+        }
+        let mut half_done = tempfile::tempfile()?;
+        for _ in 0..50 {
+            half_done.write_all(b"taken back\n")?;
+            half_done.sync_all()?;
+        }
+        cleans.set(()).ok();
+        stopped.map(|()| Value::Null)
+    }));
+    closing.set(queue.clone()).ok();
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    runs.recv().unwrap();
+    assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    let report = queue.shutdown(60 * 1000 * MS).unwrap();
+    assert!(is_clean.get().is_some());
+    assert_eq!((report.interrupted, report.handlers_left), (vec![], 0));
 }
 
 #[test]
