@@ -24,8 +24,8 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "OJXjMDJNfQfR1Xpr+q8RH3glqQgSgKhY24SRF/ykjao=",
-    "Zy+Z/hvSQ/swoCLx4SrwuKYfO31I+SzGBaDHs0WWAyM="
+    "tYjvXqqfWFE8Nb9jrRmLSj5a4CImBCJOSmuSfeyQ5a8=",
+    "IZSbmy5Vf5Ffsb0HtUKCp3josfAVetJkRNb7obhlffk="
 );
 const SIGN_IN_POLICY: &str = policy!(
     "i6yX7vyOhyMbXOeFTfhQLezb1a7TnMaQxd1BwIPZP/8=",

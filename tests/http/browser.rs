@@ -215,6 +215,11 @@ fn jobs_are_found_by_a_type_that_is_typed_in_a_real_browser() {
     drive("types.mjs");
 }
 
+#[test]
+fn failed_jobs_are_all_found_by_error_linked_and_retried_in_a_real_browser() {
+    drive("groups.mjs");
+}
+
 /// Each prints what it has heard as JSON lines; all of it is compared with the log.
 #[test]
 fn readers_that_others_wrote_hear_the_log() {

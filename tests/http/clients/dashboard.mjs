@@ -6,6 +6,7 @@ await drive(async () => {
   await page.goto(address + "/");
   await page.getByText("No jobs yet").waitFor();
   await page.locator("#live.on").waitFor();
+  await picture("empty");
   say("empty list, live");
 
   // Jobs run, and the page follows by itself.
@@ -101,11 +102,12 @@ await drive(async () => {
 
   // Failed jobs by error, and retried together.
   await open("#/errors");
-  const group = page.locator("details", { hasText: "row 10" }).first();
-  await group.locator("summary").click();
-  assert.ok(await group.getByText("4 × import").isVisible());
+  await page.locator("a.group").nth(1).waitFor();
   await picture("errors");
-  await group.getByRole("button", { name: "Retry these 4" }).click();
+  await page.locator("a.group", { hasText: "4 × import" }).click();
+  await page.locator("pre.failed", { hasText: "row 10" }).waitFor();
+  await picture("group");
+  await page.getByRole("button", { name: "Retry these 4" }).click();
   await page.locator("dialog").getByRole("button", { name: "Retry 4" }).click();
   await page.locator(".toast", { hasText: "4 jobs are pending again" }).waitFor();
   say("errors by group");

@@ -21,7 +21,11 @@ page.on("pageerror", error => problems.push("script: " + error.message));
 page.on("console", message => { if (message.type() === "error" && !/ERR_|Failed to load/.test(message.text())) problems.push("console: " + message.text()); });
 const foreign = [];
 page.on("request", request => { if (!request.url().startsWith(address)) foreign.push(request.url()); });
-export const picture = async name => { if (images) await page.screenshot({ path: `${images}/${name}.png` }); };
+export const picture = async name => {
+  if (!images) return;
+  await page.evaluate(() => document.getElementById("toasts").replaceChildren());
+  await page.screenshot({ path: `${images}/${name}.png` });
+};
 export const open = hash => page.evaluate(hash => { location.hash = hash; }, hash);
 export const confirmed = async (button, word) => {
   await page.getByRole("button", { name: button, exact: true }).click();

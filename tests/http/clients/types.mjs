@@ -1,6 +1,6 @@
 // Jobs are found by their type: a field that one types in, and that offers the types that there are. See page.mjs.
 import assert from "node:assert/strict";
-import { address, drive, enqueue, isOnPhone, open, page, picture, say } from "./page.mjs";
+import { address, drive, enqueue, isOnPhone, open, page, say } from "./page.mjs";
 
 const field = page.getByRole("combobox", { name: /^Job type/ });
 const shown = () => page.locator("table.list tbody tr td:nth-child(2)").allTextContents();
@@ -42,7 +42,6 @@ await drive(async () => {
   await field.press("Enter");
   await empty("There is no job type “export”.");
   await empty("Types with that in their name: export.daily");
-  await picture("no-type");
   await page.locator(".empty").getByRole("link", { name: "export.daily" }).click();
   await page.waitForFunction(() => document.querySelectorAll("[data-row]").length === 3);
   assert.equal(await field.inputValue(), "export.daily");
@@ -85,8 +84,5 @@ await drive(async () => {
   assert.equal(await field.inputValue(), "export", "a link changes the field, also while one is in it");
   assert.ok(parseFloat(await field.evaluate(field => getComputedStyle(field).fontSize)) >= 16, "a phone does not zoom in");
   await isOnPhone();
-  await picture("phone-no-type");
-  await page.emulateMedia({ colorScheme: "dark" });
-  await picture("dark-no-type");
   say("phone");
 });
