@@ -85,4 +85,20 @@ await drive(async () => {
   assert.ok(parseFloat(await field.evaluate(field => getComputedStyle(field).fontSize)) >= 16, "a phone does not zoom in");
   await isOnPhone();
   say("phone");
+
+  // Five requests of 10,000 jobs each, and one is asked before more are made.
+  await page.setViewportSize({ width: 1180, height: 860 });
+  await open("#/jobs");
+  await page.locator("[data-row]").nth(6).waitFor();
+  await fetch(address + "/api/queue/pause", { method: "POST", headers: { "Content-Type": "application/json" } });
+  await enqueue({ type: "export.daily", times: 51000 });
+  const asked = [];
+  page.on("request", request => { if (request.url().includes("type=import")) asked.push(request.url()); });
+  await open("#/jobs?type=import");
+  await empty("No job of type import among those that were looked at so far.");
+  let run = 0;
+  assert.equal(Math.max(...asked.map(url => run = url.includes("cursor") ? run + 1 : 1)), 5);
+  await page.getByRole("button", { name: "Look further" }).click();
+  await page.locator("[data-row]").nth(3).waitFor();
+  say("a rare type");
 });
