@@ -24,8 +24,8 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "Qp2TjCH7NG0WnZM0cYL4dC6up1rPOeiicWTGLsllR1A=",
-    "/t1YaboBnZQVIbcfhLZOmfTuCMXbg3UP5JJc4dCOHOc="
+    "tYjvXqqfWFE8Nb9jrRmLSj5a4CImBCJOSmuSfeyQ5a8=",
+    "IZSbmy5Vf5Ffsb0HtUKCp3josfAVetJkRNb7obhlffk="
 );
 const SIGN_IN_POLICY: &str = policy!(
     "i6yX7vyOhyMbXOeFTfhQLezb1a7TnMaQxd1BwIPZP/8=",

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stepwell::{HttpConfig, JobType, Phase, PhaseError, RetryPolicy};
+use stepwell::{HttpConfig, JobType, NewJob, Phase, PhaseError, RetryPolicy};
 
 use crate::support::{Served, builder, local, until};
 
@@ -69,6 +69,19 @@ fn demo() -> JobType<Value, Value> {
         })
 }
 
+/// One phase and one try; its input says what it fails with.
+fn plain() -> JobType<Value, Value> {
+    JobType::<Value>::new("export.daily")
+        .retry(RetryPolicy::fixed(Duration::ZERO).max_attempts(1))
+        .phase(
+            Phase::<Value>::new("send"),
+            |cx| match cx.input()["fails"].as_str() {
+                Some(message) => Err(PhaseError::fail(message.to_owned())),
+                None => Ok(json!("sent")),
+            },
+        )
+}
+
 /// In the other process: serves a queue until it is told to go on with more jobs, or killed. An ordinary run does nothing here.
 #[test]
 fn in_another_process() {
@@ -76,12 +89,17 @@ fn in_another_process() {
         return;
     };
     let mut builder = builder(Path::new(&file)).http(HttpConfig::new(addr).show_payloads());
-    let jobs = builder.register(demo());
+    builder.register(demo());
+    builder.register(plain());
     let queue = builder.open().unwrap();
     println!("> {}", queue.http_addr().unwrap());
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let input: Value = serde_json::from_str(&line).unwrap();
-        println!("> {}", jobs.enqueue(&input).unwrap());
+        let job_type = input["type"].as_str().unwrap_or("import");
+        let times = input["times"].as_u64().unwrap_or(1);
+        let jobs = (0..times).map(|_| NewJob::new(job_type, &input).unwrap());
+        let added = queue.enqueue_all(jobs.collect()).unwrap();
+        println!("> {}", added.last().unwrap().id);
     }
 }
 
@@ -145,8 +163,7 @@ impl Drop for Demo {
 }
 
 /// The browser says what it wants done (`enqueue JSON`, `kill`, `start`), one thing a line, and hears the answer.
-#[test]
-fn the_dashboard_follows_acts_and_recovers_in_a_real_browser() {
+fn drive(name: &str) {
     let Some(clients) = clients() else {
         return;
     };
@@ -155,7 +172,7 @@ fn the_dashboard_follows_acts_and_recovers_in_a_real_browser() {
     let mut demo = Demo::start(&file, "127.0.0.1:0");
     let addr = demo.addr.clone();
     let mut browser = Command::new("node")
-        .arg(script("dashboard.mjs"))
+        .arg(script(name))
         .arg(&addr)
         .env("STEPWELL_HTTP_CLIENTS", &clients)
         .stdin(Stdio::piped())
@@ -186,6 +203,21 @@ fn the_dashboard_follows_acts_and_recovers_in_a_real_browser() {
         browser.wait().unwrap().success(),
         "see what the browser said above"
     );
+}
+
+#[test]
+fn the_dashboard_follows_acts_and_recovers_in_a_real_browser() {
+    drive("dashboard.mjs");
+}
+
+#[test]
+fn jobs_are_found_by_a_type_that_is_typed_in_a_real_browser() {
+    drive("types.mjs");
+}
+
+#[test]
+fn failed_jobs_are_all_found_by_error_linked_and_retried_in_a_real_browser() {
+    drive("groups.mjs");
 }
 
 /// Each prints what it has heard as JSON lines; all of it is compared with the log.
