@@ -96,6 +96,12 @@ impl Host for Engine {
         let (_, cut_off) = outcomes(&ops);
         let claims = std::mem::take(&mut committed.claims);
         let (mut offers, mut recorded) = (Vec::new(), Vec::new());
+        // In the order of their ids, when nothing else was claimed.
+        let direct = &claims.claimed[..if claims.looked {
+            0
+        } else {
+            claims.claimed.len()
+        }];
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
             if let Op::Attempted(attempted) = op {
                 if let Err(error) = answer {
@@ -106,7 +112,7 @@ impl Host for Engine {
                 }
                 continue;
             }
-            self.follow_up(op, answer, took, now, &mut offers);
+            self.follow_up(op, answer, (took, now), direct, &mut offers);
         }
         // Only now: a later operation may have cancelled the job.
         offers.into_iter().for_each(|id| self.offer(id));
@@ -315,13 +321,13 @@ impl Engine {
         room > 0 && (room * 4 >= window || under_way < self.config.workers)
     }
 
-    /// What follows from one operation that is on disk.
+    /// What follows from one operation that is on disk. `direct`: new jobs that were claimed with it.
     fn follow_up(
         &self,
         op: Op,
         answer: &crate::error::Result<Done>,
-        took: Duration,
-        now: Timestamp,
+        (took, now): (Duration, Timestamp),
+        direct: &[Claimed],
         offers: &mut Vec<JobId>,
     ) {
         match (op, answer) {
@@ -330,13 +336,7 @@ impl Engine {
             }
             (Op::Enqueue(jobs), Ok(Done::Enqueued(enqueued))) => {
                 let mut state = self.state.lock();
-                for (planned, _) in jobs
-                    .iter()
-                    .zip(enqueued)
-                    .filter(|(_, enqueued)| enqueued.is_new)
-                {
-                    state.backlog.added(planned.job.run_at.at(now), now);
-                }
+                state.enqueued(&jobs, enqueued, direct, now);
             }
             (Op::Cancel(id), Ok(Done::Cancelled(CancelOutcome::Cancelled))) => {
                 self.end_claim(id, StopReason::Cancelled);

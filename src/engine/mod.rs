@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId, JobStatus};
 use crate::live::{GRACE, Left, LiveTable};
+use crate::new_job::Enqueued;
 use crate::outlet::{Office, OpenOutlet, Outlet};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
 use crate::phase::Registry;
@@ -30,7 +31,7 @@ use crate::retention::Pruner;
 use crate::runner::panic_message;
 use crate::scheduler::{Backlog, Window};
 use crate::store::memory::MemoryStore;
-use crate::store::ops::{Claimable, Op, Recover};
+use crate::store::ops::{Claimable, Claimed, Op, PlannedJob, Recover};
 use crate::store::outbox::Mail;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{Done, Reader, Store};
@@ -495,6 +496,21 @@ impl State {
             claim_failure: None,
             poison: None,
             planning: HashSet::new(),
+        }
+    }
+
+    /// New jobs are there. `direct`: those of them that a worker has already, which nobody need look for.
+    fn enqueued(
+        &mut self,
+        jobs: &[PlannedJob],
+        enqueued: &[Enqueued],
+        direct: &[Claimed],
+        now: Timestamp,
+    ) {
+        let is_direct = |id| direct.binary_search_by_key(&id, |new| new.row.id).is_ok();
+        let waits = |new: &Enqueued| new.is_new && !is_direct(new.id);
+        for (planned, _) in jobs.iter().zip(enqueued).filter(|(_, new)| waits(new)) {
+            self.backlog.added(planned.job.run_at.at(now), now);
         }
     }
 
