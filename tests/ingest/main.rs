@@ -293,7 +293,10 @@ fn a_killed_digest_goes_on_where_it_was() {
     let line = process.wait_for("big: digest resumed at ");
     let position: u64 = line.split(' ').nth(4).unwrap().parse().unwrap();
     assert!(position > 0 && position < size, "{line}");
+    // It must not be through with the rest before the other one has looked.
+    process.signal(Signal::STOP);
     let other = tree.run(&[]);
+    process.signal(Signal::CONT);
     assert_eq!(other.code, 1, "{other:?}");
     assert!(other.stderr.contains("is running on"), "{other:?}");
 
