@@ -489,7 +489,8 @@ impl<'a> Drive<'a> {
             .status();
         same("copied", copied.is_ok_and(|status| status.success()), true)?;
         self.stage.clear();
-        self.queue.shutdown(Duration::ZERO).ok();
+        self.receiver
+            .ignore(|| drop(self.queue.shutdown(Duration::ZERO)));
         self.reopen(&mut Rng(seed), leap)?;
         self.model.now += leap;
         self.model.crash();

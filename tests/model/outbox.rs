@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -160,25 +160,51 @@ fn answer(hook: Hook, event: &str, earlier: usize) -> u16 {
 pub(crate) struct Receiver {
     port: u16,
     is_over: Arc<AtomicBool>,
+    /// Connections.
+    open: Arc<AtomicUsize>,
 }
 
 impl Receiver {
     pub(crate) fn start() -> Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("it is bound").port();
-        let is_over = Arc::new(AtomicBool::new(false));
-        let over = is_over.clone();
+        let (is_over, open) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let (over, accepted) = (is_over.clone(), Arc::<AtomicUsize>::clone(&open));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if over.load(Ordering::SeqCst) {
                     return;
                 }
                 if let Ok(stream) = stream {
-                    std::thread::spawn(move || while serve(&stream).is_some() {});
+                    accepted.fetch_add(1, Ordering::SeqCst);
+                    let open = accepted.clone();
+                    std::thread::spawn(move || {
+                        while serve(&stream).is_some() {}
+                        drop(stream);
+                        open.fetch_sub(1, Ordering::SeqCst);
+                    });
                 }
             }
         });
-        Receiver { port, is_over }
+        Receiver {
+            port,
+            is_over,
+            open,
+        }
+    }
+
+    /// What `dying` sends, if anything, is not remembered: it goes on for a moment after the copy that is opened next was made.
+    pub(crate) fn ignore(&self, dying: impl FnOnce()) {
+        let before = SEEN.lock().expect("nobody panics with it").clone();
+        dying();
+        // Connections are accepted in turn: when this one was, all of the dying process have been.
+        let last = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
+        last.shutdown(Shutdown::Write).expect("it is open");
+        (&last).read_to_end(&mut Vec::new()).expect("it is closed");
+        while self.open.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+        *SEEN.lock().expect("nobody panics with it") = before;
     }
 
     /// Before a history.
