@@ -166,6 +166,13 @@ impl State {
         })
     }
 
+    /// Claims whose handler is inside.
+    fn entered(&self) -> impl Iterator<Item = &Entry> {
+        self.runs
+            .values()
+            .filter(|entry| entry.entered_at.is_some())
+    }
+
     fn has_zombie(&self, id: JobId) -> bool {
         !self.zombies.is_empty() && self.zombies.keys().any(|(zombie, _)| *zombie == id)
     }
@@ -365,22 +372,15 @@ impl LiveTable {
     /// Every job whose handler is inside, with since when.
     pub(crate) fn inside(&self) -> Vec<(JobRow, Timestamp)> {
         let state = self.0.lock();
-        let entered = state
-            .runs
-            .values()
-            .filter_map(|entry| Some((entry.row, entry.entered_at?)));
-        entered.collect()
+        let since = |entry: &Entry| Some((entry.row, entry.entered_at?));
+        state.runs.values().filter_map(since).collect()
     }
 
     /// How many handlers may still return soon: all that are inside, but those that have overstayed.
     pub(crate) fn awaited_count(&self) -> usize {
         let state = self.0.lock();
-        let entered = state
-            .runs
-            .values()
-            .filter(|entry| entry.entered_at.is_some());
         let told = state.zombies.values().filter(|told| !told.is_abandoned);
-        entered.count() + told.count()
+        state.entered().count() + told.count()
     }
 
     /// The claims that are under way: jobs and epochs.
@@ -462,21 +462,14 @@ impl LiveTable {
     /// How many handlers are inside, their claims over or not.
     pub(crate) fn inside_count(&self) -> usize {
         let state = self.0.lock();
-        let entered = state
-            .runs
-            .values()
-            .filter(|entry| entry.entered_at.is_some());
-        state.zombies.len() + entered.count()
+        state.zombies.len() + state.entered().count()
     }
 
     /// The flags of all handlers that are inside, their claim over or not, and the jobs of those whose claim is not.
     pub(crate) fn flags(&self) -> (Vec<Arc<StopFlag>>, Vec<JobId>) {
         let state = self.0.lock();
-        let entered = state
-            .runs
-            .values()
-            .filter(|entry| entry.entered_at.is_some());
-        let (mut flags, ids): (Vec<_>, Vec<_>) = entered
+        let (mut flags, ids): (Vec<_>, Vec<_>) = state
+            .entered()
             .map(|entry| (entry.flag.clone(), entry.row.id))
             .unzip();
         flags.extend(state.zombies.values().map(|zombie| zombie.flag.clone()));
