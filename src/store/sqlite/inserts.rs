@@ -244,6 +244,13 @@ mod tests {
                 rows.due(1, now, 99, &mut due)?;
                 assert_eq!(i64::try_from(due.len()), Ok(2 * id));
             }
+            let later = JobRow {
+                run_at: Timestamp::from_millis(1_900_000_000_000),
+                ..pending(30)
+            };
+            rows.insert_job(&later, "1", None)?;
+            let next = rows.next_due(1, pending(1).run_at)?;
+            assert_eq!(next, Some(later.run_at));
             rows.insert_job(&pending(20), "1", None)?;
             rows.delete_job(&pending(20))?;
             assert_eq!(rows.job(JobId::from_i64(20))?, None);

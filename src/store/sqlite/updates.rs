@@ -302,6 +302,25 @@ pub(super) mod tests {
         }
     }
 
+    /// Else a type at its limit would be claimed from once more.
+    #[test]
+    fn a_claim_that_was_put_off_counts_for_whoever_looks() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("jobs.db");
+        let mut store = SqliteStore::open(&path, Durability::Normal).expect("a new file");
+        let done = store.transact(&mut |rows| {
+            for id in 1..=3 {
+                rows.insert_job(&pending(id), "1", None)?;
+            }
+            for id in 1..=3 {
+                rows.update_job(&pending(id), &running(id))?;
+                assert_eq!(i64::from(rows.running(1)?), id);
+            }
+            Ok(())
+        });
+        assert!(done.is_ok());
+    }
+
     /// An operation that asks for rows writes what those before it have put off, and a job it cannot read is its own refusal.
     #[test]
     fn an_update_that_fails_when_somebody_else_asks_for_rows_fails_its_transaction() {
