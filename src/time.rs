@@ -186,11 +186,12 @@ impl Clock {
     }
 
     /// How long a thread may sleep when the next due time is `wait` away. The wall clock may step while it sleeps, so a sleep
-    /// is cut into pieces of at most `recheck`. `None`: until somebody wakes it up (a fake clock does when it is set).
+    /// is cut into pieces of at most `recheck`. `None`: until somebody wakes it up (a fake clock does when it is set; for what is
+    /// due already it need not be).
     pub(crate) fn sleep_for(&self, wait: Duration, recheck: Duration) -> Option<Duration> {
         match &*self.0 {
             Source::System(_) => Some(wait.min(recheck)),
-            Source::Fake(_) => None,
+            Source::Fake(_) => wait.is_zero().then_some(wait),
         }
     }
 
@@ -315,6 +316,15 @@ mod tests {
         ];
         for (ms, text) in cases {
             assert_eq!(Timestamp::from_millis(ms).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn nobody_sleeps_for_what_is_due() {
+        let fake = FakeClock::new(Timestamp(1_000_000));
+        for clock in [Clock::system(), Clock::fake(fake)] {
+            let slept = clock.sleep_for(Duration::ZERO, RECHECK);
+            assert_eq!(slept, Some(Duration::ZERO), "{clock:?}");
         }
     }
 
