@@ -324,8 +324,13 @@ impl<'a> Drive<'a> {
             self.counters
                 .add("tried again while the old handler was inside");
         }
-        if expected.is_ok() {
-            // Of two that try again one wins.
+        let is_past = |id| {
+            self.model.jobs[&id]
+                .deadline
+                .is_some_and(|at| at <= self.model.now)
+        };
+        if expected.is_ok() && !is_past(id) {
+            // Of two that try again one wins, unless the job has failed for its deadline meanwhile.
             let again = self.queue.retry(JobId::from_i64(id), from);
             let lost = again.is_err_and(|error| error.kind() == ErrorKind::Conflict);
             self.counters.add("a second retry lost");
@@ -488,9 +493,10 @@ impl<'a> Drive<'a> {
             .arg(copies.join("\n"))
             .status();
         same("copied", copied.is_ok_and(|status| status.success()), true)?;
-        self.stage.clear();
-        self.receiver
-            .ignore(|| drop(self.queue.shutdown(Duration::ZERO)));
+        self.receiver.ignore(|| {
+            self.stage.clear();
+            self.queue.shutdown(Duration::ZERO).ok();
+        });
         self.reopen(&mut Rng(seed), leap)?;
         self.model.now += leap;
         self.model.crash();
