@@ -93,12 +93,12 @@ struct Entry {
     flag: Arc<StopFlag>,
 }
 
-/// What comes due while a handler runs.
+/// What comes due while a job is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Alarm {
     /// The phase has taken too long.
     PhaseTimeout,
-    /// The job has taken too long.
+    /// The job has taken too long, whether a worker is in its phase or not.
     Deadline,
     /// A handler did not stop when it was told to.
     Overstayed,
@@ -114,12 +114,12 @@ struct Timer {
     alarm: Alarm,
 }
 
-/// A handler whose time is over.
+/// A phase whose time is over.
 pub(crate) struct Due {
     pub(crate) run: Arc<Run>,
     pub(crate) row: JobRow,
+    /// Now, if no worker has been free for it.
     pub(crate) entered_at: Timestamp,
-    pub(crate) flag: Arc<StopFlag>,
     pub(crate) alarm: Alarm,
 }
 
@@ -141,20 +141,33 @@ impl State {
         if entry.entered_at.is_none() {
             return Left::Nothing;
         }
-        let (id, epoch) = (entry.row.id, entry.row.epoch);
         let zombie = Zombie {
             flag: entry.flag,
             is_abandoned: false,
         };
-        self.zombies.insert((id, epoch), zombie);
-        self.timers.push(Timer {
-            at: std::cmp::Reverse(now.after(GRACE)),
-            id,
-            epoch,
-            phase_index: entry.row.phase_index,
-            alarm: Alarm::Overstayed,
-        });
+        let claim = (entry.row.id, entry.row.epoch);
+        self.zombies.insert(claim, zombie);
+        self.set_timer(&entry.row, now.after(GRACE), Alarm::Overstayed);
         Left::Zombie
+    }
+
+    /// Of the phase that a claim has come to: one that passes while the outcome of a phase is on its way to the disk counts for
+    /// the next.
+    fn set_deadline(&mut self, row: &JobRow) {
+        if let Some(at) = row.deadline {
+            self.set_timer(row, at, Alarm::Deadline);
+        }
+    }
+
+    fn set_timer(&mut self, row: &JobRow, at: Timestamp, alarm: Alarm) {
+        self.forget_old_timers();
+        self.timers.push(Timer {
+            at: std::cmp::Reverse(at),
+            id: row.id,
+            epoch: row.epoch,
+            phase_index: row.phase_index,
+            alarm,
+        });
     }
 
     fn returned(&mut self, id: JobId, epoch: i64) -> Option<Returned> {
@@ -184,16 +197,20 @@ impl State {
             return;
         }
         let State { runs, zombies, .. } = self;
-        let is_inside = |timer: &Timer, entry: &Entry| {
-            entry.entered_at.is_some()
-                && (entry.row.epoch, entry.row.phase_index) == (timer.epoch, timer.phase_index)
-        };
         self.timers.retain(|timer| match timer.alarm {
-            Alarm::PhaseTimeout | Alarm::Deadline => runs
-                .get(&timer.id)
-                .is_some_and(|entry| is_inside(timer, entry)),
+            Alarm::PhaseTimeout | Alarm::Deadline => {
+                runs.get(&timer.id).is_some_and(|entry| timer.is_of(entry))
+            }
             Alarm::Overstayed => zombies.contains_key(&(timer.id, timer.epoch)),
         });
+    }
+}
+
+impl Timer {
+    /// Whether it goes for the phase that this claim has come to. A deadline also passes while no worker is in it.
+    fn is_of(&self, entry: &Entry) -> bool {
+        (entry.row.epoch, entry.row.phase_index) == (self.epoch, self.phase_index)
+            && (self.alarm == Alarm::Deadline || entry.entered_at.is_some())
     }
 }
 
@@ -230,7 +247,8 @@ impl LiveTable {
         self.0.lock().runs.len()
     }
 
-    /// A job was claimed. If a handler of an older claim is still inside, the new one waits for it.
+    /// A job was claimed, and its deadline counts from now on, if it has one. If a handler of an older claim is still inside, the
+    /// new one waits for it.
     pub(crate) fn insert(&self, row: JobRow, run: Run, now: Timestamp) -> Left {
         let entry = Entry {
             run: Arc::new(run),
@@ -239,6 +257,7 @@ impl LiveTable {
             flag: Arc::default(),
         };
         let mut state = self.0.lock();
+        state.set_deadline(&row);
         let Some(older) = state.runs.insert(row.id, entry) else {
             return Left::Nothing;
         };
@@ -251,10 +270,11 @@ impl LiveTable {
         if state.is_closed || state.has_zombie(id) {
             return None;
         }
+        // With its flag set before somebody is inside, its deadline has passed, and that is about to be recorded.
         let entry = state
             .runs
             .get_mut(&id)
-            .filter(|entry| entry.entered_at.is_none())?;
+            .filter(|entry| entry.entered_at.is_none() && !entry.flag.is_set())?;
         entry.entered_at = Some(now);
         Some(Task {
             run: entry.run.clone(),
@@ -264,20 +284,12 @@ impl LiveTable {
         })
     }
 
-    /// Sets an alarm for a phase that was entered; the answer is the earliest alarm of all, if it is this one.
-    pub(crate) fn set_alarm(&self, task: &Task, at: Timestamp, alarm: Alarm) -> Option<Timestamp> {
+    /// Sets the timeout of a phase that was entered; whether it comes before every other alarm.
+    pub(crate) fn set_timeout(&self, task: &Task, at: Timestamp) -> bool {
         let mut state = self.0.lock();
-        let (id, epoch, phase_index) = (task.row.id, task.row.epoch, task.row.phase_index);
         let earliest = state.timers.peek().map(|timer| timer.at.0);
-        state.forget_old_timers();
-        state.timers.push(Timer {
-            at: std::cmp::Reverse(at),
-            id,
-            epoch,
-            phase_index,
-            alarm,
-        });
-        earliest.is_none_or(|earliest| at < earliest).then_some(at)
+        state.set_timer(&task.row, at, Alarm::PhaseTimeout);
+        earliest.is_none_or(|earliest| at < earliest)
     }
 
     /// The outcome of the entered phase is on disk and the next one may start.
@@ -293,6 +305,7 @@ impl LiveTable {
             // A timeout came up while the outcome was on its way to the disk, and lost.
             entry.flag = Arc::default();
         }
+        state.set_deadline(row);
         true
     }
 
@@ -397,7 +410,8 @@ impl LiveTable {
         self.0.lock().zombies.keys().map(|(id, _)| *id).collect()
     }
 
-    /// The alarms that were due by `now`: handlers whose time is over, and jobs whose handler has overstayed since.
+    /// The alarms that were due by `now`: phases whose time is over, whose handlers are told, and jobs whose handler has overstayed
+    /// since.
     pub(crate) fn due(&self, now: Timestamp) -> (Vec<Due>, Vec<(JobId, i64)>) {
         let mut state = self.0.lock();
         let State {
@@ -411,17 +425,13 @@ impl LiveTable {
             timers.pop();
             match timer.alarm {
                 Alarm::PhaseTimeout | Alarm::Deadline => {
-                    let is_meant = |entry: &&Entry| {
-                        (entry.row.epoch, entry.row.phase_index) == (timer.epoch, timer.phase_index)
-                    };
-                    if let Some(entry) = runs.get(&timer.id).filter(is_meant)
-                        && let Some(entered_at) = entry.entered_at
-                    {
+                    let entry = runs.get(&timer.id);
+                    if let Some(entry) = entry.filter(|entry| timer.is_of(entry)) {
+                        entry.flag.set(StopReason::Timeout);
                         due.push(Due {
                             run: entry.run.clone(),
                             row: entry.row,
-                            entered_at,
-                            flag: entry.flag.clone(),
+                            entered_at: entry.entered_at.unwrap_or(now),
                             alarm: timer.alarm,
                         });
                     }

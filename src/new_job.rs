@@ -127,7 +127,8 @@ impl NewJob {
         self
     }
 
-    /// Fails the job when it is not over this long after it may first start. Defaults to the job type's deadline.
+    /// Fails the job when it is not over this long after it may first start; if it still waits for its turn then, when its turn
+    /// comes. Defaults to the job type's deadline.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> NewJob {
         self.deadline = Some(deadline);

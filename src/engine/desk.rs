@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::job::{ErrorCause, InterruptionReason, JobId};
-use crate::live::{Alarm, Run, Task};
+use crate::live::{Run, Task};
 use crate::owner::Inside;
 use crate::phase::context::{Attempt, Services};
 use crate::phase::stop::StopReason;
@@ -14,7 +14,7 @@ use crate::phase::{Answer, PhaseSpec, Resolved};
 use crate::pool::{After, Desk};
 use crate::runner::{self, Outcome, Refused};
 use crate::store::ops::{Fault, Op, Settle};
-use crate::time::{Timestamp, monotonic};
+use crate::time::monotonic;
 use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
 
 impl Desk for Engine {
@@ -92,8 +92,11 @@ impl Engine {
         };
         let timeout = spec(run, resolved, phase_index).and_then(|spec| spec.timeout);
         let timeout_at = timeout.map(|timeout| entered_at.after(timeout));
-        self.set_alarm(task, timeout_at, Alarm::PhaseTimeout);
-        self.set_alarm(task, row.deadline, Alarm::Deadline);
+        if let Some(at) = timeout_at
+            && self.live.set_timeout(task, at)
+        {
+            self.committer.ring_before(at);
+        }
         let attempt = Attempt {
             job_id: row.id,
             job_type: run.def.name.clone(),
@@ -114,14 +117,6 @@ impl Engine {
             &run.input,
             self.config.limits.result_bytes_max,
         )
-    }
-
-    fn set_alarm(&self, task: &Task, at: Option<Timestamp>, alarm: Alarm) {
-        if let Some(at) = at
-            && self.live.set_alarm(task, at, alarm).is_some()
-        {
-            self.committer.ring_before(at);
-        }
     }
 
     /// The outcome as an input of the state machine.

@@ -476,9 +476,8 @@ impl Engine {
         }
     }
 
-    /// A handler's time is over: its flag is set now, its outcome is recorded at once.
+    /// A phase's time is over, its handler knows: its outcome is recorded at once.
     fn timed_out(&self, due: &Due) -> Settle {
-        due.flag.set(StopReason::Timeout);
         let (cause, message) = match due.alarm {
             Alarm::Deadline => (
                 ErrorCause::Deadline,

@@ -400,7 +400,8 @@ impl<I, O> JobType<I, O> {
         self
     }
 
-    /// Jobs that are not over this long after they may first start have failed. Defaults to no deadline.
+    /// Jobs that are not over this long after they may first start have failed; those that still wait for their turn then, when it
+    /// comes. Defaults to no deadline.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> JobType<I, O> {
         self.def.deadline = Some(deadline);

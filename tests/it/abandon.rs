@@ -75,6 +75,38 @@ impl Scene {
     }
 }
 
+/// The job behind a deaf handler is under way, and no worker is in it: one comes late, or none at all.
+#[test]
+fn a_deadline_passes_while_a_job_waits_for_a_worker() {
+    for max_abandoned in [4, 0] {
+        let scene = scene(max_abandoned);
+        let first = scene.stuck();
+        let cancelled = scene.queue.cancel(first).unwrap();
+        assert_eq!(cancelled, CancelOutcome::Cancelled);
+        let late = scene.deaf.job(&Value::Null).unwrap().deadline(3 * S);
+        let late = scene.queue.enqueue_job(late).unwrap().id;
+        // The clock that stands still must wake somebody up for the deadline, and not for this one alone.
+        let next = scene.quick.job(&Value::Null).unwrap().delay(2 * S);
+        let next = scene.queue.enqueue_job(next).unwrap().id;
+        scene
+            .harness
+            .wait_event(&scene.queue, late, EventKind::PhaseStarted);
+        scene.harness.clock().advance(10 * S);
+        let failed = scene
+            .harness
+            .wait_event(&scene.queue, late, EventKind::Failed);
+        assert_eq!(failed.data["kind"], "deadline");
+        if max_abandoned > 0 {
+            // The worker that came has not been lost to a handler whose time was over before it began.
+            scene
+                .harness
+                .wait_event(&scene.queue, next, EventKind::Completed);
+        }
+        assert_sound(&scene.queue);
+        scene.gate.open();
+    }
+}
+
 #[test]
 fn a_handler_that_ignores_its_timeout_is_counted_and_its_worker_replaced() {
     let scene = scene(4);

@@ -424,15 +424,13 @@ impl Model {
         false
     }
 
-    /// The first handler whose time is over has failed, and is told.
+    /// The first phase whose time is over has failed, and its handler is told. A deadline also passes where no worker is.
     fn time_out(&mut self) -> bool {
         let mut due = None;
         for (id, claim) in &self.claims {
-            let (Some(entered), job) = (claim.entered, &self.jobs[id]) else {
-                continue;
-            };
-            let phase = job.phase().unwrap_or_default();
-            let timeout = kinds::timeout(job.kind, phase).map(|ms| (entered + ms, true));
+            let job = &self.jobs[id];
+            let timeout = kinds::timeout(job.kind, job.phase().unwrap_or_default());
+            let timeout = claim.entered.zip(timeout).map(|(at, ms)| (at + ms, true));
             let deadline = job.deadline.map(|at| (at, false));
             for (at, is_timeout) in [timeout, deadline].into_iter().flatten() {
                 if at <= self.now && due.is_none_or(|other| (at, is_timeout, *id) < other) {
