@@ -38,12 +38,15 @@ fn the_file_and_the_plain_model_agree_on_other_random_histories() {
     sequences(1);
 }
 
-/// Every second sequence, so that two threads share them.
+/// Every second sequence, so that two threads share them. `STEPWELL_SEED` repeats one, `STEPWELL_SEQUENCES` says how many.
 fn sequences(first: u64) {
-    let named = std::env::var("STEPWELL_SEED").ok();
-    match named.and_then(|text| text.parse().ok()) {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    match number("STEPWELL_SEED") {
         Some(seed) => sequence(seed),
-        None => (first..SEQUENCES).step_by(2).for_each(sequence),
+        None => {
+            let end = number("STEPWELL_SEQUENCES").unwrap_or(SEQUENCES);
+            (first..end).step_by(2).for_each(sequence);
+        }
     }
 }
 
