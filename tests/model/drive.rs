@@ -493,10 +493,8 @@ impl<'a> Drive<'a> {
             .arg(copies.join("\n"))
             .status();
         same("copied", copied.is_ok_and(|status| status.success()), true)?;
-        self.receiver.ignore(|| {
-            self.stage.clear();
-            self.queue.shutdown(Duration::ZERO).ok();
-        });
+        self.stage.clear();
+        self.queue.shutdown(Duration::ZERO).ok();
         self.reopen(&mut Rng(seed), leap)?;
         self.model.now += leap;
         self.model.crash();
@@ -516,6 +514,9 @@ impl<'a> Drive<'a> {
             version: rng.index(VERSIONS.len()),
             has_later: rng.one_in(2),
         };
+        if self.config.has_hooks {
+            self.receiver.believe(&self.file).map_err(told)?;
+        }
         self.queue = kinds::open(self.config, &self.file, program, &self.clock, &self.stage)?;
         self.events = self.queue.subscribe_after(self.seq);
         self.others.clear();

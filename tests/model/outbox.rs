@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+use stepwell::{Client, DeliveryQuery, DeliveryStatus};
 
 use super::kinds::NAMES;
 use super::model::Model;
@@ -193,18 +195,23 @@ impl Receiver {
         }
     }
 
-    /// What `dying` sends, if anything, is not remembered: it goes on for a moment after the copy that is opened next was made.
-    pub(crate) fn ignore(&self, dying: impl FnOnce()) {
-        let before = SEEN.lock().expect("nobody panics with it").clone();
-        dying();
-        // Connections are accepted in turn: when this one was, all of the dying process have been.
+    /// Remembers no more than `file` does, which is opened next: what was sent for it was cut off before its answer came, or went
+    /// out after the copy was made. The process that sent it must have ended.
+    pub(crate) fn believe(&self, file: &Path) -> stepwell::Result<()> {
+        // Connections are accepted in turn: when this one was, all of the other process have been.
         let last = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
         last.shutdown(Shutdown::Write).expect("it is open");
         (&last).read_to_end(&mut Vec::new()).expect("it is closed");
         while self.open.load(Ordering::SeqCst) > 0 {
             std::thread::yield_now();
         }
-        *SEEN.lock().expect("nobody panics with it") = before;
+        let pending = DeliveryQuery::new().status(DeliveryStatus::Pending);
+        let page = Client::open(file)?.deliveries(&pending.limit(1000))?;
+        assert_eq!(page.next, None, "more than a page");
+        let tries = |delivery: stepwell::Delivery| (delivery.webhook_id, delivery.tries as usize);
+        *SEEN.lock().expect("nobody panics with it") =
+            page.deliveries.into_iter().map(tries).collect();
+        Ok(())
     }
 
     /// Before a history.
