@@ -98,7 +98,7 @@ impl Progress {
         }
     }
 
-    /// A line a minute.
+    /// A line a minute, problems first: a run that is stopped has no other end.
     pub(crate) fn tick(&mut self, at: &str) {
         if self.told.elapsed() < MINUTE {
             return;
@@ -106,7 +106,11 @@ impl Progress {
         self.told = Instant::now();
         let counters = self.counters.to_string().replace("\n", ",");
         let counters: Vec<&str> = counters.split_whitespace().collect();
-        println!("{} s, {at}{}", self.seconds(), counters.join(" "));
+        let (seconds, problems) = (self.seconds(), self.counters.count("with problems"));
+        println!(
+            "{problems} with problems, {seconds} s, {at}{}",
+            counters.join(" ")
+        );
     }
 
     /// As [`Progress::end_of`]: `clean` runs without a failure bound its rate at 3 / `clean`, with 95 % confidence.
