@@ -41,6 +41,8 @@
 //! `Durability::Normal` is six times the commit itself.
 
 mod failure;
+#[cfg(test)]
+mod tests;
 mod ticket;
 
 use std::sync::Arc;
@@ -243,7 +245,7 @@ impl Committer {
                 state.asleep = None;
                 continue;
             }
-            let may_work = state.may_work();
+            let may_work = state.may_work(monotonic());
             if state.is_stopping && (state.is_done() || !may_work) {
                 break;
             }
@@ -272,7 +274,8 @@ impl Committer {
             drop(lead);
             state = self.state.lock();
             state.is_led = false;
-            let is_quiet = state.list.is_empty() || !(state.may_work() || state.has_callers());
+            let may_work = state.may_work(monotonic());
+            let is_quiet = state.list.is_empty() || !(may_work || state.has_callers());
             if !did_something && !state.is_rung && is_quiet && !state.is_stopping {
                 self.sleep(&mut state, deadline);
             }
@@ -477,8 +480,8 @@ impl Drop for Lead<'_> {
 
 impl State {
     /// Whether the pause after a failure is over.
-    fn may_work(&self) -> bool {
-        self.retry_at.is_none_or(|at| at <= monotonic())
+    fn may_work(&self, now: Instant) -> bool {
+        self.retry_at.is_none_or(|at| at <= now)
     }
 
     fn has_callers(&self) -> bool {
@@ -496,8 +499,7 @@ impl State {
         self.retry_at.take().is_some()
     }
 
-    fn pause_longer(&mut self) {
-        let now = monotonic();
+    fn pause_longer(&mut self, now: Instant) {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < PAUSE_KEPT;
         let before = if self.failed_at.is_some_and(is_recent) {
             self.pause
@@ -505,7 +507,7 @@ impl State {
             Duration::ZERO
         };
         // Callers fail in between: a pause that is not over is not made longer.
-        if self.may_work() {
+        if self.may_work(now) {
             self.pause = (before * 2).clamp(PAUSE_MIN, PAUSE_MAX);
             self.retry_at = Some(now + self.pause);
         }

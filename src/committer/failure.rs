@@ -8,7 +8,7 @@ use crate::event::Seq;
 use crate::store::Failure;
 use crate::store::ops::Op;
 use crate::store::seam::Committed;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, monotonic};
 
 /// Why a batch was not committed.
 pub(super) enum Outcome {
@@ -153,7 +153,7 @@ impl Committer {
             }
         } else {
             self.keep(posted.into_iter());
-            self.state.lock().pause_longer();
+            self.state.lock().pause_longer(monotonic());
             host.store_health(Some(error));
         }
     }
@@ -183,7 +183,7 @@ impl Committer {
             trial,
             ops: doubtful,
         }));
-        state.pause_longer();
+        state.pause_longer(monotonic());
         drop(state);
         host.store_health(Some(&unknown));
     }

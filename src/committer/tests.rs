@@ -1,0 +1,155 @@
+//! The list, the pauses and the bell, without threads.
+
+use super::*;
+use crate::job::JobId;
+use crate::store::memory::MemoryStore;
+use crate::store::ops::{Settle, Source};
+use crate::time::FakeClock;
+use crate::transition::Input;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millis(ms)
+}
+
+fn settled(job: i64, epoch: i64) -> Op {
+    Op::Settle(Settle {
+        id: JobId::from_i64(job),
+        phase_index: 0,
+        input: Input::HandlerCancelled { epoch },
+        started_at: at(0),
+        result: None,
+        error: None,
+        is_from: Source::Handler,
+    })
+}
+
+fn posted(op: Op) -> Entry {
+    Entry { op, promise: None }
+}
+
+/// Jobs and epochs of outcomes, 0 for other operations.
+fn told(entries: &[Entry]) -> Vec<(i64, i64)> {
+    let told = entries.iter().map(|entry| {
+        if let Op::Settle(settle) = &entry.op {
+            (settle.id.as_i64(), settle.input.epoch().unwrap_or(0))
+        } else {
+            (0, 0)
+        }
+    });
+    told.collect()
+}
+
+#[test]
+fn the_earliest_deadline_is_of_either_kind() {
+    let deadline = |exact, lazy| Deadline { exact, lazy }.earliest();
+    assert_eq!(deadline(None, None), None);
+    assert_eq!(deadline(Some(at(2)), None), Some(at(2)));
+    assert_eq!(deadline(None, Some(at(3))), Some(at(3)));
+    assert_eq!(deadline(Some(at(2)), Some(at(1))), Some(at(1)));
+}
+
+#[test]
+fn the_pause_after_a_failure_doubles_up_to_its_limit_and_begins_anew_after_a_good_minute() {
+    let mut state = State::default();
+    let mut now = monotonic();
+    assert!(state.may_work(now));
+    for pause in [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+        state.pause_longer(now);
+        assert_eq!(state.retry_at, Some(now + pause * MS));
+        assert!(!state.may_work(now + (pause - 1) * MS));
+        // A caller who fails meanwhile.
+        state.pause_longer(now + MS);
+        assert_eq!(state.retry_at, Some(now + pause * MS), "not made longer");
+        now += pause * MS;
+        assert!(state.may_work(now));
+    }
+    assert!(state.is_well());
+    assert!(!state.is_well(), "told once");
+    let failed_at = state.failed_at.unwrap();
+    state.pause_longer(failed_at + PAUSE_KEPT - MS);
+    assert_eq!(state.pause, PAUSE_MAX, "well for too short a time");
+    assert!(state.is_well());
+    state.pause_longer(failed_at + PAUSE_KEPT - MS + PAUSE_KEPT);
+    assert_eq!(state.pause, PAUSE_MIN);
+}
+
+#[test]
+fn a_batch_is_the_list_as_far_as_there_is_room() {
+    let mut state = State::default();
+    let jobs = i64::try_from(BATCH_MAX).unwrap() + 2;
+    state.list = (1..=jobs).map(|job| posted(settled(job, 1))).collect();
+    let batch = take_batch(&mut state);
+    assert_eq!(batch.len(), BATCH_MAX);
+    assert_eq!(state.last_length, BATCH_MAX + 2);
+    assert_eq!(told(&state.list), [(jobs - 1, 1), (jobs, 1)]);
+    assert!(!state.is_done());
+    assert_eq!(take_batch(&mut state).len(), 2);
+    assert_eq!((state.list.len(), state.last_length), (0, 2));
+    assert!(state.is_done());
+}
+
+#[test]
+fn outcomes_are_sorted_by_job_between_other_operations_and_those_of_one_job_stay_in_order() {
+    let list = [(3, 1), (1, 2), (1, 1), (0, 0), (2, 1), (1, 3)];
+    let mut list: Vec<Entry> = list
+        .into_iter()
+        .map(|(job, epoch)| {
+            posted(if job == 0 {
+                Op::Probe
+            } else {
+                settled(job, epoch)
+            })
+        })
+        .collect();
+    sort_outcomes(&mut list);
+    assert_eq!(
+        told(&list),
+        [(1, 2), (1, 1), (3, 1), (0, 0), (1, 3), (2, 1)]
+    );
+}
+
+#[test]
+fn during_a_pause_only_those_who_wait_are_taken() {
+    let ticket = Arc::new(Ticket::default());
+    let mut state = State::default();
+    state.list.push(posted(settled(1, 1)));
+    assert!(!state.has_callers());
+    state.list.push(Entry {
+        op: Op::Cancel(JobId::from_i64(2)),
+        promise: Some(Promise::new(&ticket)),
+    });
+    state.list.push(posted(settled(3, 1)));
+    assert!(state.has_callers());
+    let callers = take_callers(&mut state);
+    assert_eq!(callers.len(), 1);
+    assert!(callers[0].promise.is_some());
+    assert_eq!(told(&state.list), [(1, 1), (3, 1)]);
+}
+
+#[test]
+fn the_sleeper_is_woken_for_what_comes_before_its_deadline_only() {
+    let clock = Clock::fake(FakeClock::new(at(0)));
+    let committer = Committer::new(Box::new(MemoryStore::new()), clock);
+    let rung = |asleep: Option<Option<Timestamp>>, is_led: bool, ring: &dyn Fn(&Committer)| {
+        *committer.state.lock() = State {
+            asleep,
+            is_led,
+            ..State::default()
+        };
+        ring(&committer);
+        let state = committer.state.lock();
+        (state.is_rung, state.asleep.is_none())
+    };
+    let before = |ms| move |committer: &Committer| committer.ring_before(at(ms));
+    let until = Some(Some(at(5)));
+    assert_eq!(rung(until, false, &before(4)), (true, true));
+    assert_eq!(rung(until, false, &before(5)), (false, false));
+    assert_eq!(rung(Some(None), false, &before(5)), (true, true));
+    assert_eq!(rung(None, false, &before(5)), (true, true), "it is awake");
+    assert_eq!(rung(until, false, &Committer::ring), (true, true));
+    // Whoever leads wakes it when the lead is given up.
+    assert_eq!(rung(until, true, &before(4)), (true, false));
+    assert_eq!(rung(until, true, &Committer::ring), (true, false));
+}
