@@ -289,3 +289,24 @@ pub(super) fn a_new_job_is_not_handed_over_when_it_must_wait(bench: &mut Bench) 
     );
     assert_eq!(bench.head.counts, [6, 0, 0, 0, 0]);
 }
+
+/// What one commit hands over and another operation of it cancels is under way nowhere; the others are.
+pub(super) fn what_is_handed_over_and_taken_away_at_once_is_not_under_way(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    let other = bench.start(new_job("import"));
+    let request = ClaimRequest {
+        direct: true,
+        from_backlog: false,
+        ..bench.request()
+    };
+    let ops = [
+        enqueue_op(new_job("import"), "fetch"),
+        enqueue_op(new_job("import"), "fetch"),
+        Op::Cancel(other.id),
+        Op::Cancel(JobId::from_i64(2)),
+    ];
+    let claims = bench.commit(&ops, &request).expect("a commit").claims;
+    assert_eq!(ids(&claims), [JobId::from_i64(3)]);
+    let cancelled = "created started phase:started(fetch) cancelled";
+    assert_eq!(bench.told(JobId::from_i64(2)), cancelled);
+}

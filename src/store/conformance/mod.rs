@@ -63,6 +63,7 @@ cases! {
     outbox::its_deletion_is_told_to_a_job_s_own_endpoint,
     outbox::jobs_with_the_same_endpoint_share_it,
     outbox::an_endpoint_that_is_gone_is_disabled_and_can_be_enabled,
+    outbox::the_endpoint_of_a_job_that_was_never_told_anything_goes_with_it,
     outbox::a_delivery_is_sent_again_from_its_first_try_on,
     outbox::only_the_newest_tries_are_kept,
     outbox::deliveries_go_by_age_and_what_is_pending_stays,
@@ -82,6 +83,7 @@ cases! {
     enqueue::a_job_takes_the_plan_of_its_type_or_its_own,
     enqueue::an_idle_worker_gets_a_new_job_with_its_commit,
     enqueue::a_new_job_is_not_handed_over_when_it_must_wait,
+    enqueue::what_is_handed_over_and_taken_away_at_once_is_not_under_way,
     claim::claims_go_by_priority_then_time_then_id_across_types,
     claim::a_claim_charges_an_attempt_and_carries_what_a_handler_needs,
     claim::jobs_past_their_deadline_hide_nobody_behind_them,
@@ -284,6 +286,7 @@ impl Bench {
             head != self.head,
             "the head moves with the log"
         );
+        assert!(committed.has_written || head == self.head);
         assert_eq!(
             head,
             if head == self.head {

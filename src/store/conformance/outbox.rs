@@ -12,7 +12,7 @@ use crate::job::{JobId, JobStatus, RetryFrom};
 use crate::new_job::NewJob;
 use crate::store::Done;
 use crate::store::conformance::{Bench, again, new_job, refused};
-use crate::store::ops::{Op, Prune, Pruned};
+use crate::store::ops::{ClaimRequest, Op, Prune, Pruned};
 use crate::store::outbox::{
     Attempted, DeliveryFilter, DeliveryRow, Mail, TRIES_KEPT, Verdict, Which,
 };
@@ -79,7 +79,23 @@ impl Bench {
             answer: Some("ok".to_owned()),
             verdict,
         };
-        self.one(Op::Attempted(attempted)).expect("recorded");
+        let about = |bench: &Bench| bench.reader.find_delivery(row.id).expect("readable");
+        let before = about(self);
+        let committed = self.commit(&[Op::Attempted(attempted)], &ClaimRequest::default());
+        let committed = committed.expect("a commit");
+        assert!(committed.answers[0].is_ok(), "{:?}", committed.answers);
+        assert_eq!(committed.has_written, before != about(self));
+    }
+
+    /// The endpoints that a commit has something for.
+    fn mailed(&mut self, op: Op) -> Vec<i64> {
+        let committed = self.commit(&[op], &ClaimRequest::default());
+        committed.expect("a commit").mail
+    }
+
+    fn endpoint_ids(&self) -> Vec<i64> {
+        let endpoints = self.reader.all_endpoints().expect("readable");
+        endpoints.iter().map(|endpoint| endpoint.id).collect()
     }
 }
 
@@ -346,8 +362,10 @@ pub(super) fn a_job_s_endpoint_that_is_gone_is_wanted_again_by_the_next_job(benc
         "given up without a try"
     );
     assert!(bench.told(rows[1].job_id).ends_with("webhook:failed"));
+    assert!(endpoint(bench).problem.is_some());
     let third = bench.enqueue(own());
     assert!(endpoint(bench).is_enabled);
+    assert_eq!(endpoint(bench).problem, None);
     let waiting = bench.sendable().remove(0);
     assert_eq!(waiting.job_id, third);
     bench.attempt(&waiting, Verdict::Unwanted);
@@ -548,4 +566,19 @@ pub(super) fn a_failed_try_is_told_and_is_no_end(bench: &mut Bench) {
     let sent = bench.sendable().remove(0);
     bench.attempt(&sent, Verdict::Delivered);
     assert!(!bench.job(row.id).webhook_sent);
+}
+
+pub(super) fn the_endpoint_of_a_job_that_was_never_told_anything_goes_with_it(bench: &mut Bench) {
+    bench.register("import", "a");
+    let own = |kind| with_endpoint(spec("https://own.example/", &[kind]));
+    let quiet = bench.enqueue(own(EventKind::Failed));
+    bench.cancel(quiet);
+    assert_eq!(bench.endpoint_ids().len(), 1);
+    assert_eq!(bench.mailed(Op::Delete(quiet)), Vec::<i64>::new());
+    assert_eq!(bench.endpoint_ids(), Vec::<i64>::new());
+    let loud = bench.enqueue(own(EventKind::Deleted));
+    bench.cancel(loud);
+    let ids = bench.endpoint_ids();
+    assert_eq!(bench.mailed(Op::Delete(loud)), ids);
+    assert_eq!(bench.endpoint_ids(), ids, "it has a delivery");
 }
