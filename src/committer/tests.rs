@@ -153,3 +153,75 @@ fn the_sleeper_is_woken_for_what_comes_before_its_deadline_only() {
     assert_eq!(rung(until, true, &before(4)), (true, false));
     assert_eq!(rung(until, true, &Committer::ring), (true, false));
 }
+
+/// An engine that has nothing but a deadline.
+#[derive(Default)]
+struct Idle {
+    deadline: Option<Timestamp>,
+    wants_claims: bool,
+}
+
+impl Host for Idle {
+    fn request(&self, _: &[Op], _: Timestamp) -> ClaimRequest {
+        ClaimRequest::default()
+    }
+    fn due(&self, _: Timestamp, _: bool, _: &mut Vec<Op>) {}
+    fn wants_claims(&self, _: Timestamp) -> bool {
+        self.wants_claims
+    }
+    fn committed(&self, _: Vec<Op>, _: &mut Committed, _: Duration, _: Timestamp) {}
+    fn deadline(&self) -> Deadline {
+        Deadline {
+            exact: self.deadline,
+            lazy: None,
+        }
+    }
+    fn claims_failed(&self, _: &Error) {}
+    fn refused(&self, _: &Op, _: &Error) {}
+    fn died(&self) {}
+    fn store_health(&self, _: Option<&Error>) {}
+}
+
+#[test]
+fn who_gives_up_the_lead_wakes_the_sleeper_if_there_is_something_for_it() {
+    let clock = Clock::fake(FakeClock::new(at(0)));
+    let committer = Committer::new(Box::new(MemoryStore::new()), clock);
+    let wakes = |asleep: Option<Option<Timestamp>>, host: &Idle, state: State| {
+        *committer.state.lock() = State {
+            asleep,
+            is_led: true,
+            ..state
+        };
+        committer.give_up_lead(host);
+        let mut state = committer.state.lock();
+        assert!(!state.is_led);
+        state.list.clear();
+        state.is_rung && state.asleep.is_none()
+    };
+    let due = |ms| Idle {
+        deadline: Some(at(ms)),
+        ..Idle::default()
+    };
+    let until = Some(Some(at(5)));
+    let quiet = State::default;
+    assert!(!wakes(until, &Idle::default(), quiet()));
+    assert!(!wakes(until, &due(5), quiet()), "it wakes up then");
+    assert!(wakes(until, &due(4), quiet()));
+    assert!(wakes(Some(None), &due(5), quiet()));
+    assert!(!wakes(Some(None), &Idle::default(), quiet()));
+    assert!(!wakes(None, &due(4), quiet()), "it is awake");
+    let claims = Idle {
+        wants_claims: true,
+        ..Idle::default()
+    };
+    assert!(wakes(until, &claims, quiet()));
+    let with = |change: &dyn Fn(&mut State)| {
+        let mut state = State::default();
+        change(&mut state);
+        wakes(until, &Idle::default(), state)
+    };
+    assert!(with(&|state| state.list.push(posted(Op::Probe))));
+    assert!(with(&|state| state.is_rung = true));
+    assert!(with(&|state| state.is_stopping = true));
+    assert!(with(&|state| state.retry_at = Some(monotonic())));
+}

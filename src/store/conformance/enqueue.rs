@@ -310,3 +310,30 @@ pub(super) fn what_is_handed_over_and_taken_away_at_once_is_not_under_way(bench:
     let cancelled = "created started phase:started(fetch) cancelled";
     assert_eq!(bench.told(JobId::from_i64(2)), cancelled);
 }
+
+pub(super) fn of_jobs_stored_together_none_is_handed_over_that_another_may_come_before(
+    bench: &mut Bench,
+) {
+    bench.register("import", "fetch");
+    bench.register("export", "fetch");
+    let request = ClaimRequest {
+        room: 1,
+        direct: true,
+        from_backlog: false,
+        ..bench.request()
+    };
+    let cases = [
+        (new_job("import").priority(1), false),
+        (new_job("export"), false),
+        (new_job("import"), true),
+    ];
+    for (second, is_handed_over) in cases {
+        let jobs = [new_job("import"), second].map(|job| PlannedJob {
+            job,
+            plan: Some(plan("fetch")),
+        });
+        let ops = [Op::Enqueue(jobs.into())];
+        let claims = bench.commit(&ops, &request).expect("a commit").claims;
+        assert_eq!(claims.claimed.len(), usize::from(is_handed_over));
+    }
+}

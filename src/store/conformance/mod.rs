@@ -84,6 +84,7 @@ cases! {
     enqueue::an_idle_worker_gets_a_new_job_with_its_commit,
     enqueue::a_new_job_is_not_handed_over_when_it_must_wait,
     enqueue::what_is_handed_over_and_taken_away_at_once_is_not_under_way,
+    enqueue::of_jobs_stored_together_none_is_handed_over_that_another_may_come_before,
     claim::claims_go_by_priority_then_time_then_id_across_types,
     claim::a_claim_charges_an_attempt_and_carries_what_a_handler_needs,
     claim::jobs_past_their_deadline_hide_nobody_behind_them,

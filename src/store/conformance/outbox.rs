@@ -42,7 +42,12 @@ fn with_endpoint(spec: EndpointSpec) -> NewJob {
 
 impl Bench {
     fn mail(&mut self, mail: Mail) {
-        self.one(Op::Mail(mail)).expect("not refused");
+        let before = self.reader.all_endpoints().expect("readable");
+        let committed = self.commit(&[Op::Mail(mail)], &ClaimRequest::default());
+        let committed = committed.expect("a commit");
+        assert!(committed.answers[0].is_ok(), "{:?}", committed.answers);
+        let after = self.reader.all_endpoints().expect("readable");
+        assert!(committed.has_written || before == after);
     }
 
     /// Every delivery, oldest first.
@@ -84,7 +89,14 @@ impl Bench {
         let committed = self.commit(&[Op::Attempted(attempted)], &ClaimRequest::default());
         let committed = committed.expect("a commit");
         assert!(committed.answers[0].is_ok(), "{:?}", committed.answers);
-        assert_eq!(committed.has_written, before != about(self));
+        let after = about(self);
+        assert_eq!(committed.has_written, before != after);
+        if let Some((row, tries)) = after.filter(|after| Some(after) != before.as_ref())
+            && let Some(last) = tries.last()
+        {
+            assert_eq!(row.last_error, last.error);
+            assert_eq!(row.last_status, last.status);
+        }
     }
 
     /// The endpoints that a commit has something for.
@@ -455,7 +467,9 @@ pub(super) fn an_endpoint_that_is_gone_is_disabled_and_can_be_enabled(bench: &mu
     );
     bench.enqueue(new_job("import"));
     assert_eq!(bench.deliveries().len(), 1, "nothing is written for it");
+    assert!(endpoint(bench).problem.is_some());
     bench.mail(Mail::Enable("audit".into(), true));
+    assert_eq!(endpoint(bench).problem, None);
     bench.enqueue(new_job("import"));
     assert_eq!(bench.deliveries().len(), 2);
     bench.mail(Mail::Configure(vec![]));
