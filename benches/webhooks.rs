@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use stepwell::webhook::{Endpoint, WebhookConfig};
 use stepwell::{EventKind, JobQueue, JobType, NewJob, Phase, Retention};
 
-use support::{Place, is_long, noop, payload};
+use support::{Place, figure, is_long, median, noop, note, payload, quantile, rate};
 
 const ONE: Phase<serde_json::Value> = Phase::new("one");
 
@@ -127,8 +127,7 @@ fn round(jobs: usize, second: Manner, is_per_job: bool) -> (f64, f64) {
     healthy.wait_for(jobs);
     let told = started.elapsed();
     queue.shutdown(Duration::ZERO).ok();
-    let rate = |took: Duration| jobs as f64 / took.as_secs_f64();
-    (rate(ran), rate(told))
+    (rate(jobs, ran), rate(jobs, told))
 }
 
 /// Milliseconds from the enqueueing of a job to the arrival of its delivery, while `pending` others wait for a receiver that
@@ -165,32 +164,21 @@ fn delay(pending: usize) -> (f64, f64) {
         })
         .collect();
     queue.shutdown(Duration::ZERO).ok();
-    delays.sort_by(f64::total_cmp);
-    (delays[50], delays[98])
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
+    (quantile(&mut delays, 0.5), quantile(&mut delays, 0.99))
 }
 
 fn main() {
+    let (jobs, rounds) = if is_long() { (10_000, 9) } else { (2000, 5) };
+    note(&format!(
+        "webhooks: {jobs} jobs of one phase, payload 95 bytes, workers by default, 4 threads that send, FULL, medians of {rounds} rounds; ratios to a second endpoint that is well"
+    ));
     for pending in [0, 10_000, 100_000] {
         let (middle, late) = delay(pending);
-        println!(
-            "{pending:7} deliveries pending: job enqueued to delivery arrived {middle:.2} ms, 99th {late:.2} ms"
-        );
+        figure(&format!("delivery_p50_pending_{pending}"), middle, "ms");
+        figure(&format!("delivery_p99_pending_{pending}"), late, "ms");
     }
-    let (jobs, rounds) = if is_long() { (10_000, 9) } else { (2000, 5) };
-    println!(
-        "{jobs} jobs of one phase, 4 threads that send, FULL, median of {rounds} rounds; ratio to the first line"
-    );
     for is_per_job in [false, true] {
-        let whose = if is_per_job {
-            "an endpoint for each job"
-        } else {
-            "one endpoint"
-        };
+        let whose = if is_per_job { "many" } else { "one" };
         let manners = [Manner::Well, Manner::Refuses, Manner::Hangs];
         let mut figures = manners.map(|_| (Vec::new(), Vec::new()));
         for _ in 0..rounds {
@@ -202,12 +190,11 @@ fn main() {
         }
         let medians = figures.map(|(ran, told)| (median(ran), median(told)));
         for (manner, (ran, told)) in manners.iter().zip(medians) {
-            println!(
-                "{whose:24} {:8} {ran:8.0} jobs/s ({:.2}) {told:8.0} healthy deliveries/s ({:.2})",
-                format!("{manner:?}"),
-                ran / medians[0].0,
-                told / medians[0].1,
-            );
+            let name = |what| format!("{what}_beside_{whose}_{manner:?}").to_lowercase();
+            figure(&name("jobs"), ran, "jobs/s");
+            figure(&name("jobs_ratio"), ran / medians[0].0, "x");
+            figure(&name("healthy"), told, "deliveries/s");
+            figure(&name("healthy_ratio"), told / medians[0].1, "x");
         }
     }
 }

@@ -67,7 +67,7 @@ fn the_pause_after_a_failure_doubles_up_to_its_limit_and_begins_anew_after_a_goo
     }
     assert!(state.is_well());
     assert!(!state.is_well(), "told once");
-    let failed_at = state.failed_at.unwrap();
+    let failed_at = state.failed_at.expect("it has failed");
     state.pause_longer(failed_at + PAUSE_KEPT - MS);
     assert_eq!(state.pause, PAUSE_MAX, "well for too short a time");
     assert!(state.is_well());
@@ -78,7 +78,7 @@ fn the_pause_after_a_failure_doubles_up_to_its_limit_and_begins_anew_after_a_goo
 #[test]
 fn a_batch_is_the_list_as_far_as_there_is_room() {
     let mut state = State::default();
-    let jobs = i64::try_from(BATCH_MAX).unwrap() + 2;
+    let jobs = i64::try_from(BATCH_MAX).expect("not many") + 2;
     state.list = (1..=jobs).map(|job| posted(settled(job, 1))).collect();
     let batch = take_batch(&mut state);
     assert_eq!(batch.len(), BATCH_MAX);

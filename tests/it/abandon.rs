@@ -15,12 +15,13 @@ const S: Duration = Duration::from_secs(1);
 const TIMED: Phase<Value> = Phase::new("one").timeout(Duration::from_secs(5));
 
 struct Scene {
-    harness: Harness,
     queue: JobQueue,
     /// Their handlers wait at the gate, whatever they are told; 5 s are allowed.
     deaf: JobHandle<Value, Value>,
     quick: JobHandle<Value, Value>,
     gate: Gate,
+    /// Last, for it has the directory of the queue's file.
+    harness: Harness,
 }
 
 /// One worker, and at most so many abandoned handlers that are replaced.
@@ -85,7 +86,7 @@ fn a_deadline_passes_while_a_job_waits_for_a_worker() {
         assert_eq!(cancelled, CancelOutcome::Cancelled);
         let late = scene.deaf.job(&Value::Null).unwrap().deadline(3 * S);
         let late = scene.queue.enqueue_job(late).unwrap().id;
-        // The clock that stands still must wake somebody up for the deadline, and not for this one alone.
+        // Due before that deadline, and behind it in the line for a worker.
         let next = scene.quick.job(&Value::Null).unwrap().delay(2 * S);
         let next = scene.queue.enqueue_job(next).unwrap().id;
         scene
