@@ -486,3 +486,6 @@ impl LiveTable {
         (flags, ids)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! Claims, alarms and handlers that do not return, without threads.
+
+use super::*;
+use crate::job::{JobStatus, PhaseName};
+use crate::phase::JobType;
+use crate::store::Details;
+use crate::transition::Flags;
+
+const ID: JobId = JobId::from_i64(7);
+
+fn at(second: u64) -> Timestamp {
+    Timestamp::from_millis(0).after(Duration::from_secs(second))
+}
+
+/// A job of three phases that has just been claimed, due to be over at second 10.
+fn row(epoch: i64) -> JobRow {
+    JobRow {
+        id: ID,
+        type_id: 1,
+        plan_id: 1,
+        status: JobStatus::Running,
+        priority: 0,
+        run_at: at(0),
+        epoch,
+        attempt: 1,
+        phase_index: 0,
+        phase_count: 3,
+        phase_attempt: 1,
+        crash_count: 0,
+        created_at: at(0),
+        started_at: Some(at(0)),
+        phase_started_at: Some(at(0)),
+        finished_at: None,
+        deadline: Some(at(10)),
+        last_seq: 2,
+        flags: Flags::default(),
+    }
+}
+
+fn run(row: JobRow) -> Run {
+    let claimed = Claimed {
+        row,
+        job_type: "t".into(),
+        plan: ["a", "b", "c"].map(PhaseName::new).into(),
+        details: Details::default(),
+    };
+    Run::new(claimed, Arc::new(JobType::<()>::new("t").into_def())).1
+}
+
+fn insert(live: &LiveTable, epoch: i64, now: Timestamp) -> Left {
+    live.insert(row(epoch), run(row(epoch)), now)
+}
+
+/// The job under way, its first claim offered.
+fn claimed() -> LiveTable {
+    let live = LiveTable::default();
+    assert_eq!(insert(&live, 1, at(0)), Left::Nothing);
+    live
+}
+
+/// What came due: alarms and phases, and the jobs whose handlers overstay.
+fn due(live: &LiveTable, now: Timestamp) -> (Vec<(Alarm, u32)>, Vec<(JobId, i64)>) {
+    let (due, overstayed) = live.due(now);
+    let alarms = due.iter().map(|due| (due.alarm, due.row.phase_index));
+    (alarms.collect(), overstayed)
+}
+
+#[test]
+fn a_claim_is_entered_once() {
+    let live = claimed();
+    assert_eq!((live.len(), live.inside_count()), (1, 0));
+    let task = live.take(ID, at(1)).unwrap();
+    assert_eq!(task.entered_at, at(1));
+    assert!(live.take(ID, at(1)).is_none(), "entered twice");
+    assert_eq!((live.len(), live.inside_count()), (1, 1));
+    assert_eq!(live.finish(ID, 1), None);
+    assert_eq!((live.len(), live.inside_count()), (0, 0));
+    assert!(live.take(ID, at(2)).is_none(), "entered after its end");
+}
+
+#[test]
+fn nobody_enters_a_job_whose_deadline_has_passed() {
+    let live = claimed();
+    assert_eq!(live.next_alarm(), Some(at(10)));
+    assert_eq!(due(&live, at(9)), (vec![], vec![]));
+    assert_eq!(due(&live, at(10)), (vec![(Alarm::Deadline, 0)], vec![]));
+    assert!(live.take(ID, at(10)).is_none());
+}
+
+#[test]
+fn a_deadline_tells_the_handler_and_is_told_once() {
+    let live = claimed();
+    let task = live.take(ID, at(1)).unwrap();
+    assert_eq!(due(&live, at(10)), (vec![(Alarm::Deadline, 0)], vec![]));
+    assert_eq!(task.flag.reason(), Some(StopReason::Timeout));
+    assert_eq!(due(&live, at(99)), (vec![], vec![]));
+}
+
+#[test]
+fn a_deadline_also_holds_for_the_next_phase_and_a_timeout_does_not() {
+    let live = claimed();
+    let task = live.take(ID, at(1)).unwrap();
+    assert!(live.set_timeout(&task, at(3)), "the earliest alarm");
+    assert!(!live.set_timeout(&task, at(4)), "not the earliest");
+    let next = JobRow {
+        phase_index: 1,
+        ..row(1)
+    };
+    assert!(live.advance(&next));
+    assert_eq!(due(&live, at(9)), (vec![], vec![]));
+    assert_eq!(due(&live, at(10)), (vec![(Alarm::Deadline, 1)], vec![]));
+}
+
+#[test]
+fn a_flag_that_lost_against_its_outcome_does_not_stop_the_next_phase() {
+    let live = claimed();
+    let task = live.take(ID, at(1)).unwrap();
+    live.set_timeout(&task, at(3));
+    assert_eq!(due(&live, at(3)), (vec![(Alarm::PhaseTimeout, 0)], vec![]));
+    assert!(live.advance(&JobRow {
+        phase_index: 1,
+        ..row(1)
+    }));
+    let next = live.take(ID, at(4)).unwrap();
+    assert_eq!((task.flag.is_set(), next.flag.is_set()), (true, false));
+}
+
+#[test]
+fn an_outcome_of_an_older_claim_moves_nothing() {
+    let live = claimed();
+    assert_eq!(insert(&live, 2, at(1)), Left::Nothing);
+    assert!(!live.advance(&row(1)));
+    assert_eq!(live.finish(ID, 1), None);
+    let end = |epoch| live.end_claim(ID, epoch, StopReason::Cancelled, at(2));
+    assert_eq!(end(1), Left::Nothing);
+    assert_eq!(live.claims(), [(ID, 2)]);
+    assert!(live.get(ID, 1).is_none() && live.get(ID, 2).is_some());
+    assert_eq!((end(2), live.len()), (Left::Nothing, 0));
+}
+
+#[test]
+fn a_claim_waits_until_the_handler_of_the_one_before_has_returned() {
+    let live = claimed();
+    let task = live.take(ID, at(1)).unwrap();
+    assert_eq!(insert(&live, 2, at(1)), Left::Zombie);
+    assert_eq!(task.flag.reason(), Some(StopReason::Cancelled));
+    assert!(live.take(ID, at(2)).is_none(), "two handlers of one job");
+    assert_eq!(live.zombies(), HashSet::from([ID]));
+    let returned = Returned {
+        is_abandoned: false,
+        is_awaited: true,
+    };
+    assert_eq!(live.returned(ID, 1), Some(returned));
+    assert!(live.take(ID, at(2)).is_some());
+    assert_eq!(live.returned(ID, 1), None, "returned twice");
+}
+
+#[test]
+fn a_handler_that_overstays_is_not_waited_for() {
+    let live = claimed();
+    assert!(live.take(ID, at(1)).is_some());
+    let left = live.end(ID, StopReason::Cancelled, at(2));
+    assert_eq!((left, live.awaited_count()), (Left::Zombie, 1));
+    // Its deadline is over with its claim.
+    assert_eq!(due(&live, at(2).after(GRACE)), (vec![], vec![(ID, 1)]));
+    assert!(live.abandon(ID, 1));
+    assert_eq!((live.awaited_count(), live.inside_count()), (0, 1));
+    let returned = live.finish(ID, 1).unwrap();
+    assert_eq!((returned.is_abandoned, returned.is_awaited), (true, false));
+    assert!(!live.abandon(ID, 1), "it has returned");
+    assert_eq!(due(&live, at(99)), (vec![], vec![]));
+}
+
+#[test]
+fn a_worker_that_could_not_be_replaced_stays() {
+    let live = claimed();
+    assert!(live.take(ID, at(1)).is_some());
+    assert_eq!(live.end(ID, StopReason::Timeout, at(2)), Left::Zombie);
+    assert!(live.abandon(ID, 1) && live.keep(ID, 1));
+    assert_eq!(live.awaited_count(), 1);
+    assert!(live.returned(ID, 1).is_some_and(|back| !back.is_abandoned));
+}
+
+#[test]
+fn only_what_nobody_has_entered_is_taken_back() {
+    let live = claimed();
+    assert_eq!(live.take_back(|_| false), []);
+    assert_eq!(live.take_back(|_| true), [row(1)]);
+    assert_eq!(insert(&live, 2, at(1)), Left::Nothing);
+    assert!(live.take(ID, at(1)).is_some());
+    assert_eq!(live.take_back(|_| true), []);
+    assert_eq!(live.inside(), [(row(2), at(1))]);
+    live.close();
+    assert_eq!(insert(&live, 3, at(2)), Left::Zombie);
+    assert_eq!(live.returned(ID, 2).map(|back| back.is_awaited), Some(true));
+    assert!(live.take(ID, at(3)).is_none(), "entered after the end");
+}
+
+#[test]
+fn alarms_of_phases_that_are_over_are_forgotten() {
+    let live = claimed();
+    let far = at(1_000_000);
+    for phase_index in 0..10 * TIMERS_MIN as u32 {
+        let row = JobRow {
+            phase_index,
+            ..row(1)
+        };
+        assert!(live.advance(&row));
+        let task = live.take(ID, at(1)).unwrap();
+        live.set_timeout(&task, far);
+    }
+    let count = live.0.lock().timers.len();
+    assert!(count <= TIMERS_MIN, "{count} alarms for one job");
+    // Those of the present phase are not among them.
+    let last = 10 * TIMERS_MIN as u32 - 1;
+    assert_eq!(
+        due(&live, far).0,
+        [(Alarm::Deadline, last), (Alarm::PhaseTimeout, last)]
+    );
+}
