@@ -4,16 +4,17 @@
 //!
 //! | state | meaning | left by |
 //! |---|---|---|
-//! | offered | its id is in the ready channel | a worker takes it → entered; its claim ends → gone |
+//! | offered | its phase is in the ready channel | a worker takes it → entered; its claim ends → gone |
 //! | entered | a worker is inside its handler | the outcome is committed → offered (next phase) or gone; its claim ends → zombie |
 //! | zombie | its claim is over (cancelled, timed out, fenced by shutdown), the handler has not returned | the handler returns → gone |
 //!
 //! A claim may be over without our having been told: another process has cancelled the job, and perhaps tried it again. Then its
 //! handler's outcome turns out to be stale, or the job is claimed anew while the old handler is inside; both end here.
 //!
-//! An id in the channel is only a hint: [`LiveTable::take`] decides whether there is anything to run. So an id may stand in
-//! the channel twice, or for a claim that is over, and no harm is done. While a job has a zombie it is not claimed again: never
-//! two handlers of one job at a time.
+//! An [`Offer`] in the channel is only a hint: [`LiveTable::take`] decides whether there is anything to run. So one may stand
+//! there twice, or for a claim that is over (a pause took it back), and no harm is done. It names claim and phase, and not the job
+//! alone: else a worker that comes upon an old one would enter a later phase before those that have waited for longer. While a job
+//! has a zombie it is not claimed again: never two handlers of one job at a time.
 
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -72,6 +73,24 @@ impl Run {
     pub(crate) fn remember(&self, phase_index: usize, result: &str) {
         if result.len() <= RESULT_BYTES_KEPT && phase_index + 1 < self.plan.len() {
             self.results.lock().insert(phase_index, result.into());
+        }
+    }
+}
+
+/// What is sent to the workers: a phase that may be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) id: JobId,
+    epoch: i64,
+    phase_index: u32,
+}
+
+impl Offer {
+    pub(crate) fn of(row: &JobRow) -> Offer {
+        Offer {
+            id: row.id,
+            epoch: row.epoch,
+            phase_index: row.phase_index,
         }
     }
 }
@@ -172,10 +191,13 @@ impl State {
 
     fn returned(&mut self, id: JobId, epoch: i64) -> Option<Returned> {
         let zombie = self.zombies.remove(&(id, epoch))?;
-        let offers = |entry: &Entry| entry.entered_at.is_none();
+        let waiting = self.runs.get(&id);
         Some(Returned {
             is_abandoned: zombie.is_abandoned,
-            is_awaited: self.runs.get(&id).is_some_and(offers),
+            awaited_by: waiting.and_then(|entry| {
+                let is_offered = entry.entered_at.is_none();
+                is_offered.then(|| Offer::of(&entry.row))
+            }),
         })
     }
 
@@ -219,8 +241,8 @@ impl Timer {
 pub(crate) struct Returned {
     /// Its worker was replaced, and has to end.
     pub(crate) is_abandoned: bool,
-    /// A newer claim of the job has waited for it, and is to be offered.
-    pub(crate) is_awaited: bool,
+    /// The phase of a newer claim of the job, which has waited for it and is to be offered.
+    pub(crate) awaited_by: Option<Offer>,
 }
 
 struct Zombie {
@@ -264,17 +286,18 @@ impl LiveTable {
         state.end(older, StopReason::Cancelled, now)
     }
 
-    /// The phase that a job offers, now entered by the caller; nothing when the hint is out of date.
-    pub(crate) fn take(&self, id: JobId, now: Timestamp) -> Option<Task> {
+    /// A phase that was offered, now entered by the caller; nothing when the offer is out of date.
+    pub(crate) fn take(&self, offer: Offer, now: Timestamp) -> Option<Task> {
         let mut state = self.0.lock();
-        if state.is_closed || state.has_zombie(id) {
+        if state.is_closed || state.has_zombie(offer.id) {
             return None;
         }
         // With its flag set before somebody is inside, its deadline has passed, and that is about to be recorded.
+        let may_enter = |entry: &Entry| entry.entered_at.is_none() && !entry.flag.is_set();
         let entry = state
             .runs
-            .get_mut(&id)
-            .filter(|entry| entry.entered_at.is_none() && !entry.flag.is_set())?;
+            .get_mut(&offer.id)
+            .filter(|entry| Offer::of(&entry.row) == offer && may_enter(entry))?;
         entry.entered_at = Some(now);
         Some(Task {
             run: entry.run.clone(),

@@ -1,12 +1,11 @@
-//! The worker threads: pull a job id, run one phase, pull the next. L3.
+//! The worker threads: pull an offer, run one phase, pull the next. L3.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::job::JobId;
-use crate::live::Task;
+use crate::live::{Offer, Task};
 use crate::runner::panic_message;
 use crate::sync::{JoinHandle, Mutex, Receiver, TryRecvError, current_thread, pause, spawn};
 
@@ -14,10 +13,10 @@ use crate::sync::{JoinHandle, Mutex, Receiver, TryRecvError, current_thread, pau
 const LOOK: Duration = Duration::from_millis(1);
 const LOOKS_MAX: u32 = 50;
 
-/// What a worker does with an id.
+/// What a worker does with an offer.
 pub(crate) trait Desk: Send + Sync {
-    /// The phase that the job offers now.
-    fn take(&self, id: JobId) -> Option<Task>;
+    /// The phase that is offered, if it still is.
+    fn take(&self, offer: Offer) -> Option<Task>;
     /// Runs it and hands its outcome in.
     fn perform(&self, task: Task, worker: usize) -> After;
     /// The worker has nothing to do.
@@ -37,7 +36,7 @@ pub(crate) enum After {
 
 /// The threads of a queue.
 pub(crate) struct Pool {
-    ready: Receiver<JobId>,
+    ready: Receiver<Offer>,
     state: Mutex<State>,
 }
 
@@ -49,7 +48,7 @@ struct State {
 }
 
 impl Pool {
-    pub(crate) fn new(ready: Receiver<JobId>) -> Pool {
+    pub(crate) fn new(ready: Receiver<Offer>) -> Pool {
         Pool {
             ready,
             state: Mutex::default(),
@@ -105,20 +104,20 @@ impl Pool {
     }
 }
 
-fn work(desk: &dyn Desk, ready: &Receiver<JobId>, worker: usize) {
+fn work(desk: &dyn Desk, ready: &Receiver<Offer>, worker: usize) {
     loop {
-        let id = match ready.try_recv() {
-            Ok(id) => id,
+        let offer = match ready.try_recv() {
+            Ok(offer) => offer,
             Err(TryRecvError::Disconnected) => return,
             Err(TryRecvError::Empty) => {
                 desk.idle(worker);
                 match ready.recv() {
-                    Ok(id) => id,
+                    Ok(offer) => offer,
                     Err(_) => return,
                 }
             }
         };
-        if let Some(task) = desk.take(id)
+        if let Some(task) = desk.take(offer)
             && desk.perform(task, worker) == After::End
         {
             return;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::job::{ErrorCause, InterruptionReason, JobId};
-use crate::live::{Run, Task};
+use crate::job::{ErrorCause, InterruptionReason};
+use crate::live::{Offer, Run, Task};
 use crate::owner::Inside;
 use crate::phase::context::{Attempt, Services};
 use crate::phase::stop::StopReason;
@@ -18,8 +18,8 @@ use crate::time::monotonic;
 use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
 
 impl Desk for Engine {
-    fn take(&self, id: JobId) -> Option<Task> {
-        self.live.take(id, self.clock.now())
+    fn take(&self, offer: Offer) -> Option<Task> {
+        self.live.take(offer, self.clock.now())
     }
 
     fn perform(&self, task: Task, worker: usize) -> After {
@@ -45,7 +45,7 @@ impl Desk for Engine {
             return After::Next;
         };
         log::debug!("job {id}: the handler of claim {epoch} returned after its claim was over");
-        self.zombie_left(id, returned);
+        self.zombie_left(returned);
         self.committer.ring();
         if !returned.is_abandoned {
             return After::Next;

@@ -10,7 +10,7 @@ use crate::engine::health::News;
 use crate::engine::{Engine, State};
 use crate::error::Error;
 use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
-use crate::live::{Alarm, Due, Left, Returned, Run};
+use crate::live::{Alarm, Due, Left, Offer, Returned, Run};
 use crate::phase::stop::StopReason;
 use crate::store::Done;
 use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle, Source};
@@ -115,7 +115,7 @@ impl Host for Engine {
             self.follow_up(op, answer, (took, now), direct, &mut offers);
         }
         // Only now: a later operation may have cancelled the job.
-        offers.into_iter().for_each(|id| self.offer(id));
+        offers.into_iter().for_each(|offer| self.offer(offer));
         let looked = claims.looked;
         let unplanned = claims.unplanned;
         for claimed in claims.claimed {
@@ -328,7 +328,7 @@ impl Engine {
         answer: &crate::error::Result<Done>,
         (took, now): (Duration, Timestamp),
         direct: &[Claimed],
-        offers: &mut Vec<JobId>,
+        offers: &mut Vec<Offer>,
     ) {
         match (op, answer) {
             (Op::Settle(settle), Ok(Done::Settled(row))) => {
@@ -377,8 +377,8 @@ impl Engine {
         }
     }
 
-    /// The outcome of a phase is on disk; without a row it was stale. Answers the job if it offers its next phase.
-    fn settled(&self, settle: Settle, row: Option<&JobRow>, now: Timestamp) -> Option<JobId> {
+    /// The outcome of a phase is on disk; without a row it was stale. Answers the next phase, if there is one to offer.
+    fn settled(&self, settle: Settle, row: Option<&JobRow>, now: Timestamp) -> Option<Offer> {
         let epoch = settle.input.epoch()?;
         let Some(row) = row else {
             log::debug!(
@@ -395,7 +395,7 @@ impl Engine {
             if let (Some(result), Some(run)) = (&settle.result, self.live.get(row.id, epoch)) {
                 run.remember(settle.phase_index as usize, result);
             }
-            return self.live.advance(row).then_some(row.id);
+            return self.live.advance(row).then(|| Offer::of(row));
         }
         match settle.is_from {
             Source::Handler | Source::Nobody => self.claim_left(row.id, epoch),
@@ -438,7 +438,7 @@ impl Engine {
             // Who ends the queue may have looked already, and not wait any more.
             self.give_back_paused();
         } else {
-            self.offer(row.id);
+            self.offer(Offer::of(&row));
         }
     }
 
@@ -539,19 +539,19 @@ impl Engine {
     /// The handler of a claim has returned, and nothing of the claim is left.
     fn claim_left(&self, id: JobId, epoch: i64) {
         match self.live.finish(id, epoch) {
-            Some(returned) => self.zombie_left(id, returned),
+            Some(returned) => self.zombie_left(returned),
             None => self.state.lock().backlog.left(),
         }
     }
 
     /// A handler has returned whose claim was over: the job may have waited for that.
-    pub(crate) fn zombie_left(&self, id: JobId, returned: Returned) {
+    pub(crate) fn zombie_left(&self, returned: Returned) {
         if returned.is_abandoned {
             self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
         }
         self.state.lock().backlog.unknown();
-        if returned.is_awaited {
-            self.offer(id);
+        if let Some(offer) = returned.awaited_by {
+            self.offer(offer);
         }
     }
 

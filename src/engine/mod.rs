@@ -20,7 +20,7 @@ use crate::engine::health::StoreHealth;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId, JobStatus};
-use crate::live::{GRACE, Left, LiveTable};
+use crate::live::{GRACE, Left, LiveTable, Offer};
 use crate::new_job::Enqueued;
 use crate::outlet::{Office, OpenOutlet, Outlet};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
@@ -53,8 +53,8 @@ pub(crate) struct Engine {
     pub(crate) pool: Pool,
     pub(crate) abandoned_count: AtomicUsize,
     window: Window,
-    /// Ids of offered phases; none after the pool was told to end.
-    ready: Mutex<Option<Sender<JobId>>>,
+    /// To the workers; none after they were told to end.
+    ready: Mutex<Option<Sender<Offer>>>,
     recorder: Option<Recorder>,
     /// Who sends deliveries, if somebody does.
     outlet: OnceLock<Arc<dyn Outlet>>,
@@ -406,13 +406,13 @@ impl Engine {
         }
     }
 
-    /// Sends the id of an offered phase to the workers.
-    fn offer(&self, id: JobId) {
+    /// Offers a phase to the workers.
+    fn offer(&self, offer: Offer) {
         // Cloned, so that no lock is held while sending.
         let ready = self.ready.lock().clone();
         if let Some(ready) = ready {
             // Without a receiver the queue is closing, and the job has been given back.
-            ready.send(id).ok();
+            ready.send(offer).ok();
         }
     }
 

@@ -58,8 +58,23 @@ fn claimed() -> LiveTable {
     live
 }
 
-/// What came due: alarms and phases, and the jobs whose handlers overstay.
-fn due(live: &LiveTable, now: Timestamp) -> (Vec<(Alarm, u32)>, Vec<(JobId, i64)>) {
+/// The first phase of a claim.
+fn first(epoch: i64) -> Offer {
+    Offer::of(&row(epoch))
+}
+
+/// The claim has come to its second phase.
+fn second(epoch: i64) -> JobRow {
+    JobRow {
+        phase_index: 1,
+        ..row(epoch)
+    }
+}
+
+/// What came due: alarms and phases, and the claims whose handlers overstay.
+type Alarms = (Vec<(Alarm, u32)>, Vec<(JobId, i64)>);
+
+fn due(live: &LiveTable, now: Timestamp) -> Alarms {
     let (due, overstayed) = live.due(now);
     let alarms = due.iter().map(|due| (due.alarm, due.row.phase_index));
     (alarms.collect(), overstayed)
@@ -69,13 +84,29 @@ fn due(live: &LiveTable, now: Timestamp) -> (Vec<(Alarm, u32)>, Vec<(JobId, i64)
 fn a_claim_is_entered_once() {
     let live = claimed();
     assert_eq!((live.len(), live.inside_count()), (1, 0));
-    let task = live.take(ID, at(1)).unwrap();
+    let task = live.take(first(1), at(1)).unwrap();
     assert_eq!(task.entered_at, at(1));
-    assert!(live.take(ID, at(1)).is_none(), "entered twice");
+    assert!(live.take(first(1), at(1)).is_none(), "entered twice");
     assert_eq!((live.len(), live.inside_count()), (1, 1));
     assert_eq!(live.finish(ID, 1), None);
     assert_eq!((live.len(), live.inside_count()), (0, 0));
-    assert!(live.take(ID, at(2)).is_none(), "entered after its end");
+    assert!(
+        live.take(first(1), at(2)).is_none(),
+        "entered after its end"
+    );
+}
+
+/// What a pause took back and who waited for a handler stands in the channel for a while.
+#[test]
+fn an_old_offer_lets_nobody_into_a_later_phase() {
+    let live = claimed();
+    assert_eq!(live.take_back(|_| true), [row(1)]);
+    assert_eq!(insert(&live, 2, at(1)), Left::Nothing);
+    assert!(live.take(first(1), at(1)).is_none(), "of a claim before");
+    assert!(live.take(first(2), at(1)).is_some());
+    assert!(live.advance(&second(2)));
+    assert!(live.take(first(2), at(2)).is_none(), "of a phase before");
+    assert!(live.take(Offer::of(&second(2)), at(2)).is_some());
 }
 
 #[test]
@@ -84,13 +115,13 @@ fn nobody_enters_a_job_whose_deadline_has_passed() {
     assert_eq!(live.next_alarm(), Some(at(10)));
     assert_eq!(due(&live, at(9)), (vec![], vec![]));
     assert_eq!(due(&live, at(10)), (vec![(Alarm::Deadline, 0)], vec![]));
-    assert!(live.take(ID, at(10)).is_none());
+    assert!(live.take(first(1), at(10)).is_none());
 }
 
 #[test]
 fn a_deadline_tells_the_handler_and_is_told_once() {
     let live = claimed();
-    let task = live.take(ID, at(1)).unwrap();
+    let task = live.take(first(1), at(1)).unwrap();
     assert_eq!(due(&live, at(10)), (vec![(Alarm::Deadline, 0)], vec![]));
     assert_eq!(task.flag.reason(), Some(StopReason::Timeout));
     assert_eq!(due(&live, at(99)), (vec![], vec![]));
@@ -99,14 +130,10 @@ fn a_deadline_tells_the_handler_and_is_told_once() {
 #[test]
 fn a_deadline_also_holds_for_the_next_phase_and_a_timeout_does_not() {
     let live = claimed();
-    let task = live.take(ID, at(1)).unwrap();
+    let task = live.take(first(1), at(1)).unwrap();
     assert!(live.set_timeout(&task, at(3)), "the earliest alarm");
     assert!(!live.set_timeout(&task, at(4)), "not the earliest");
-    let next = JobRow {
-        phase_index: 1,
-        ..row(1)
-    };
-    assert!(live.advance(&next));
+    assert!(live.advance(&second(1)));
     assert_eq!(due(&live, at(9)), (vec![], vec![]));
     assert_eq!(due(&live, at(10)), (vec![(Alarm::Deadline, 1)], vec![]));
 }
@@ -114,14 +141,11 @@ fn a_deadline_also_holds_for_the_next_phase_and_a_timeout_does_not() {
 #[test]
 fn a_flag_that_lost_against_its_outcome_does_not_stop_the_next_phase() {
     let live = claimed();
-    let task = live.take(ID, at(1)).unwrap();
+    let task = live.take(first(1), at(1)).unwrap();
     live.set_timeout(&task, at(3));
     assert_eq!(due(&live, at(3)), (vec![(Alarm::PhaseTimeout, 0)], vec![]));
-    assert!(live.advance(&JobRow {
-        phase_index: 1,
-        ..row(1)
-    }));
-    let next = live.take(ID, at(4)).unwrap();
+    assert!(live.advance(&second(1)));
+    let next = live.take(Offer::of(&second(1)), at(4)).unwrap();
     assert_eq!((task.flag.is_set(), next.flag.is_set()), (true, false));
 }
 
@@ -141,24 +165,27 @@ fn an_outcome_of_an_older_claim_moves_nothing() {
 #[test]
 fn a_claim_waits_until_the_handler_of_the_one_before_has_returned() {
     let live = claimed();
-    let task = live.take(ID, at(1)).unwrap();
+    let task = live.take(first(1), at(1)).unwrap();
     assert_eq!(insert(&live, 2, at(1)), Left::Zombie);
     assert_eq!(task.flag.reason(), Some(StopReason::Cancelled));
-    assert!(live.take(ID, at(2)).is_none(), "two handlers of one job");
+    assert!(
+        live.take(first(2), at(2)).is_none(),
+        "two handlers of one job"
+    );
     assert_eq!(live.zombies(), HashSet::from([ID]));
     let returned = Returned {
         is_abandoned: false,
-        is_awaited: true,
+        awaited_by: Some(first(2)),
     };
     assert_eq!(live.returned(ID, 1), Some(returned));
-    assert!(live.take(ID, at(2)).is_some());
+    assert!(live.take(first(2), at(2)).is_some());
     assert_eq!(live.returned(ID, 1), None, "returned twice");
 }
 
 #[test]
 fn a_handler_that_overstays_is_not_waited_for() {
     let live = claimed();
-    assert!(live.take(ID, at(1)).is_some());
+    assert!(live.take(first(1), at(1)).is_some());
     let left = live.end(ID, StopReason::Cancelled, at(2));
     assert_eq!((left, live.awaited_count()), (Left::Zombie, 1));
     // Its deadline is over with its claim.
@@ -166,7 +193,7 @@ fn a_handler_that_overstays_is_not_waited_for() {
     assert!(live.abandon(ID, 1));
     assert_eq!((live.awaited_count(), live.inside_count()), (0, 1));
     let returned = live.finish(ID, 1).unwrap();
-    assert_eq!((returned.is_abandoned, returned.is_awaited), (true, false));
+    assert_eq!((returned.is_abandoned, returned.awaited_by), (true, None));
     assert!(!live.abandon(ID, 1), "it has returned");
     assert_eq!(due(&live, at(99)), (vec![], vec![]));
 }
@@ -174,7 +201,7 @@ fn a_handler_that_overstays_is_not_waited_for() {
 #[test]
 fn a_worker_that_could_not_be_replaced_stays() {
     let live = claimed();
-    assert!(live.take(ID, at(1)).is_some());
+    assert!(live.take(first(1), at(1)).is_some());
     assert_eq!(live.end(ID, StopReason::Timeout, at(2)), Left::Zombie);
     assert!(live.abandon(ID, 1) && live.keep(ID, 1));
     assert_eq!(live.awaited_count(), 1);
@@ -187,32 +214,38 @@ fn only_what_nobody_has_entered_is_taken_back() {
     assert_eq!(live.take_back(|_| false), []);
     assert_eq!(live.take_back(|_| true), [row(1)]);
     assert_eq!(insert(&live, 2, at(1)), Left::Nothing);
-    assert!(live.take(ID, at(1)).is_some());
+    assert!(live.take(first(2), at(1)).is_some());
     assert_eq!(live.take_back(|_| true), []);
     assert_eq!(live.inside(), [(row(2), at(1))]);
     live.close();
     assert_eq!(insert(&live, 3, at(2)), Left::Zombie);
-    assert_eq!(live.returned(ID, 2).map(|back| back.is_awaited), Some(true));
-    assert!(live.take(ID, at(3)).is_none(), "entered after the end");
+    assert_eq!(
+        live.returned(ID, 2).and_then(|back| back.awaited_by),
+        Some(first(3))
+    );
+    assert!(
+        live.take(first(3), at(3)).is_none(),
+        "entered after the end"
+    );
 }
 
 #[test]
 fn alarms_of_phases_that_are_over_are_forgotten() {
     let live = claimed();
     let far = at(1_000_000);
-    for phase_index in 0..10 * TIMERS_MIN as u32 {
+    let last = 10 * u32::try_from(TIMERS_MIN).unwrap();
+    for phase_index in 0..=last {
         let row = JobRow {
             phase_index,
             ..row(1)
         };
         assert!(live.advance(&row));
-        let task = live.take(ID, at(1)).unwrap();
+        let task = live.take(Offer::of(&row), at(1)).unwrap();
         live.set_timeout(&task, far);
     }
     let count = live.0.lock().timers.len();
     assert!(count <= TIMERS_MIN, "{count} alarms for one job");
     // Those of the present phase are not among them.
-    let last = 10 * TIMERS_MIN as u32 - 1;
     assert_eq!(
         due(&live, far).0,
         [(Alarm::Deadline, last), (Alarm::PhaseTimeout, last)]
