@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::config::{Durability, Limits};
+use crate::config::{Durability, Limits, PAYLOAD_BYTES_MAX};
 use crate::delivery::DeliveryId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Seq};
@@ -24,7 +24,8 @@ use crate::sync::Mutex;
 use crate::time::{Clock, Timestamp};
 
 /// Enqueues, cancels, retries and inspects jobs in the file of a queue that another process runs, or none at present. The
-/// running process notices at once.
+/// running process notices at once; where it could not make the socket beside the file (its log has a warning), with its next
+/// commit.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -66,6 +67,14 @@ impl Client {
             clock: Clock::system(),
             limits: Limits::default(),
         })
+    }
+
+    /// The largest input that this client enqueues, in bytes of JSON; the running queue's own limit is not asked for. Defaults to
+    /// 256 KiB; at most 512 MiB.
+    #[must_use]
+    pub fn max_payload(mut self, bytes: usize) -> Client {
+        self.limits.payload_bytes_max = bytes.min(PAYLOAD_BYTES_MAX);
+        self
     }
 
     /// The process that runs jobs on this file now.
@@ -251,8 +260,10 @@ impl Client {
         outbox::endpoints(&*self.reader)
     }
 
-    /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys. A
-    /// queue that is opened with a configuration that names other endpoints and not this one disables it.
+    /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys.
+    /// Deliveries that are there go to the URL that they were written with, signed with the new keys. An endpoint that was disabled by
+    /// hand or by a 410 stays so, unless its URL changes. A queue that is opened with a configuration that names other endpoints and
+    /// not this one disables it.
     ///
     /// # Errors
     /// `InvalidJob` for a bad name; `Conflict` when 64 others are enabled; `Storage` and its kin.
@@ -269,8 +280,8 @@ impl Client {
         outbox::enable(self, name, true)
     }
 
-    /// Has no deliveries written for an endpoint, and sends none, until it is enabled again, also by other processes and after
-    /// a restart.
+    /// Has no deliveries written for an endpoint, and sends none, until it is enabled again or is given another URL, also by other
+    /// processes and after a restart.
     ///
     /// # Errors
     /// `NotFound`; `Storage` and its kin.

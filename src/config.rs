@@ -42,7 +42,7 @@ pub enum Durability {
 
 /// How long things that are over are kept.
 ///
-/// A job goes when it is too old *or* there are too many; `None` switches a rule off. Jobs that finished while the clock was
+/// A job goes when it is too old *or* there are too many; [`Keep::FOREVER`] has neither rule. Jobs that finished while the clock was
 /// not set (before 2020) go by count alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -76,7 +76,7 @@ impl Keep {
         }
     }
 
-    /// At most this many.
+    /// This many: a tenth more may be there before the oldest are deleted.
     #[must_use]
     pub const fn newest(count: u64) -> Keep {
         Keep {
@@ -85,7 +85,7 @@ impl Keep {
         }
     }
 
-    /// And at most this many.
+    /// And this many: a tenth more may be there before the oldest are deleted.
     #[must_use]
     pub const fn and_newest(mut self, count: u64) -> Keep {
         self.count = Some(count);
@@ -166,6 +166,9 @@ impl Retention {
     }
 }
 
+/// The most that a limit of a payload, a result or a checkpoint can be: SQLite takes no value over 1 GB.
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 512 << 20;
+
 /// Sizes that are checked before anything is written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -240,12 +243,12 @@ impl Config {
                 self.in_flight(),
                 self.workers
             )
-        } else if self.limits.payload_bytes_max == 0 || self.limits.payload_bytes_max > 512 << 20 {
+        } else if !(1..=PAYLOAD_BYTES_MAX).contains(&self.limits.payload_bytes_max) {
             format!(
                 "payload limit is {} bytes: expected 1 to 512 MiB",
                 self.limits.payload_bytes_max
             )
-        } else if self.limits.result_bytes_max == 0 || self.limits.result_bytes_max > 512 << 20 {
+        } else if !(1..=PAYLOAD_BYTES_MAX).contains(&self.limits.result_bytes_max) {
             format!(
                 "result limit is {} bytes: expected 1 to 512 MiB",
                 self.limits.result_bytes_max

@@ -161,8 +161,9 @@ impl<I> PhaseContext<I> {
         self.attempt.interruption.as_deref()
     }
 
-    /// A key that is the same for every try of this phase of this job, over retries, crashes and restarts: `job:phase`.
-    /// Pass it to systems that take idempotency keys.
+    /// A key that is the same for every try of this phase of this job, over retries (also by hand), crashes and restarts:
+    /// `job:phase`. Pass it to systems that take idempotency keys. Jobs of another file have the same keys: where several queues
+    /// use one system, put [`JobQueue::file_id`](crate::JobQueue::file_id) before it.
     pub fn idempotency_key(&self) -> String {
         format!("{}:{}", self.attempt.job_id, self.phase())
     }

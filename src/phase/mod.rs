@@ -4,9 +4,9 @@
 //! and reaches the handler through [`TypeDef`], which knows how to turn one into the other.
 
 pub(crate) mod context;
+mod registry;
 pub(crate) mod stop;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -15,12 +15,13 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Plan;
 use crate::job::{ErrorCause, PhaseName};
 use crate::phase::context::{Attempt, PhaseContext};
+use crate::phase::registry::Phases;
 use crate::retry::RetryPolicy;
+
+pub(crate) use registry::{Registry, Resolved, TypeDef};
 
 /// A phase key: the name of a phase, the type of its result, and its own limits.
 ///
@@ -69,7 +70,8 @@ impl<T> Phase<T> {
         self
     }
 
-    /// Tries of this phase in an attempt series, instead of those of the job type's policy. Defaults to that policy.
+    /// Tries of this phase in an attempt series, instead of those of the job type's policy, which still says how long to wait. They
+    /// count as tries of the job too, for the phases that have no number of their own. Defaults to the policy's.
     #[must_use]
     pub const fn max_attempts(mut self, max: u32) -> Phase<T> {
         self.max_attempts = Some(max);
@@ -107,6 +109,8 @@ pub struct PhaseSpec {
     pub(crate) name: PhaseName,
     pub(crate) timeout: Option<Duration>,
     pub(crate) retry: Option<RetryPolicy>,
+    /// Of a fixed phase: its own number of tries, by its type's policy.
+    max_attempts: Option<u32>,
 }
 
 impl PhaseSpec {
@@ -117,6 +121,7 @@ impl PhaseSpec {
             name: PhaseName::new(name),
             timeout: None,
             retry: None,
+            max_attempts: None,
         }
     }
 
@@ -134,7 +139,8 @@ impl PhaseSpec {
         self
     }
 
-    /// A policy for this phase alone, which counts the tries of this phase. Defaults to the job's.
+    /// A policy for this phase alone, which counts the tries of this phase. They count as tries of the job too, for the phases that
+    /// have no policy of their own. Defaults to the job's.
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> PhaseSpec {
         self.retry = Some(policy);
@@ -303,35 +309,6 @@ pub struct JobType<I, O = ()> {
     types: PhantomData<fn(I) -> O>,
 }
 
-/// A registered job type without its Rust types.
-pub(crate) struct TypeDef {
-    pub(crate) name: Arc<str>,
-    phases: Phases,
-    pub(crate) retry: RetryPolicy,
-    pub(crate) deadline: Option<Duration>,
-    pub(crate) max_crashes: Option<u32>,
-    pub(crate) concurrency: Option<u32>,
-}
-
-enum Phases {
-    Fixed {
-        specs: Vec<PhaseSpec>,
-        handlers: Vec<Handler>,
-    },
-    Planned {
-        planner: Planner,
-        handler: Handler,
-    },
-}
-
-/// The phases of one job, ready to be run.
-#[derive(Clone)]
-pub(crate) struct Resolved {
-    pub(crate) plan: Plan,
-    pub(crate) specs: Arc<[PhaseSpec]>,
-    pub(crate) retry: RetryPolicy,
-}
-
 impl<I: DeserializeOwned + 'static> JobType<I> {
     /// The job type `name` (1 to 128 of `[A-Za-z0-9_.:-]`), so far without phases.
     #[must_use]
@@ -372,6 +349,7 @@ impl<I: DeserializeOwned + 'static> JobType<I> {
             Phases::Planned {
                 planner,
                 handler: erase(handler),
+                is_mixed: false,
             },
         )
     }
@@ -401,7 +379,9 @@ impl<I, O> JobType<I, O> {
     }
 
     /// Jobs that are not over this long after they may first start have failed; those that still wait for their turn then, when it
-    /// comes. Defaults to no deadline.
+    /// comes. One whose next try would begin later than that fails at once. The deadline is given to a job by the queue that
+    /// enqueues it and has this type; jobs of a [`Client`](crate::Client) need [`NewJob::deadline`](crate::NewJob::deadline).
+    /// Defaults to no deadline.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> JobType<I, O> {
         self.def.deadline = Some(deadline);
@@ -415,7 +395,8 @@ impl<I, O> JobType<I, O> {
         self
     }
 
-    /// At most this many jobs of the type at a time. Defaults to no limit but the number of workers.
+    /// At most this many jobs of the type at a time. A job whose handler was told to stop and has not returned is not counted.
+    /// Defaults to no limit but the number of workers.
     #[must_use]
     pub fn concurrency(mut self, max: u32) -> JobType<I, O> {
         self.def.concurrency = Some(max);
@@ -423,7 +404,7 @@ impl<I, O> JobType<I, O> {
     }
 
     pub(crate) fn into_def(self) -> TypeDef {
-        self.def
+        self.def.finish()
     }
 }
 
@@ -442,23 +423,15 @@ impl<I: DeserializeOwned + 'static, O> JobType<I, O> {
                 version,
             },
             timeout: phase.timeout,
-            retry: phase
-                .max_attempts
-                .map(|max| self.def.retry.clone().max_attempts(max)),
+            retry: None,
+            max_attempts: phase.max_attempts,
         };
         match &mut self.def.phases {
             Phases::Fixed { specs, handlers } => {
                 specs.push(spec);
                 handlers.push(erase(handler));
             }
-            Phases::Planned { planner, .. } => {
-                *planner = Arc::new(|_| {
-                    Err(Error::new(
-                        ErrorKind::InvalidConfig,
-                        "a planned type has no fixed phases",
-                    ))
-                });
-            }
+            Phases::Planned { is_mixed, .. } => *is_mixed = true,
         }
         JobType {
             def: self.def,
@@ -484,102 +457,9 @@ fn erase<I: DeserializeOwned + 'static, T: Serialize>(
     })
 }
 
-impl TypeDef {
-    /// The fixed plan, if it has one.
-    pub(crate) fn fixed_plan(&self) -> Option<Plan> {
-        match &self.phases {
-            Phases::Fixed { specs, .. } => {
-                Some(specs.iter().map(|spec| spec.name.clone()).collect())
-            }
-            Phases::Planned { .. } => None,
-        }
-    }
-
-    /// The phases of a job with this input. Calls the user's `plan`, so no lock may be held.
-    pub(crate) fn resolve(&self, input: &str) -> Result<Resolved> {
-        let (specs, retry) = match &self.phases {
-            Phases::Fixed { specs, .. } => (specs.clone(), self.retry.clone()),
-            Phases::Planned { planner, .. } => {
-                let plan = planner(input)?;
-                (
-                    plan.phases,
-                    plan.retry.unwrap_or_else(|| self.retry.clone()),
-                )
-            }
-        };
-        let plan: Plan = specs.iter().map(|spec| spec.name.clone()).collect();
-        config::check_plan(&self.name, &plan)?;
-        Ok(Resolved {
-            plan,
-            specs: specs.into(),
-            retry,
-        })
-    }
-
-    pub(crate) fn is_planned(&self) -> bool {
-        matches!(self.phases, Phases::Planned { .. })
-    }
-
-    pub(crate) fn handler(&self, phase_index: usize) -> Option<&Handler> {
-        match &self.phases {
-            Phases::Fixed { handlers, .. } => handlers.get(phase_index),
-            Phases::Planned { handler, .. } => Some(handler),
-        }
-    }
-
-    fn validate(&self) -> Result<()> {
-        let invalid = |error: Error| Error::new(ErrorKind::InvalidConfig, error.to_string());
-        config::check_name("job type", &self.name).map_err(invalid)?;
-        let owner = format!("job type {:?}", self.name);
-        self.retry.validate(&owner)?;
-        if self.concurrency == Some(0) {
-            let problem = format!(
-                "{owner}: concurrency is 0, so that no job could run: pause the type instead"
-            );
-            return Err(Error::new(ErrorKind::InvalidConfig, problem));
-        }
-        if let Phases::Fixed { specs, .. } = &self.phases {
-            let plan: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
-            config::check_plan(&self.name, &plan).map_err(invalid)?;
-            for spec in specs {
-                if let Some(retry) = &spec.retry {
-                    retry.validate(&format!("{owner}: phase {:?}", spec.name.name))?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 impl<I, O> fmt::Debug for JobType<I, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "JobType({:?})", self.def.name)
-    }
-}
-
-/// The job types of a queue, by name.
-#[derive(Default)]
-pub(crate) struct Registry(HashMap<Arc<str>, Arc<TypeDef>>);
-
-impl Registry {
-    pub(crate) fn add(&mut self, def: TypeDef) -> Result<()> {
-        def.validate()?;
-        let name = def.name.clone();
-        match self.0.insert(name.clone(), Arc::new(def)) {
-            None => Ok(()),
-            Some(_) => {
-                let problem = format!("job type {name:?} is registered twice: names must differ");
-                Err(Error::new(ErrorKind::InvalidConfig, problem))
-            }
-        }
-    }
-
-    pub(crate) fn get(&self, name: &str) -> Option<&Arc<TypeDef>> {
-        self.0.get(name)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<TypeDef>> {
-        self.0.values()
     }
 }
 

@@ -153,6 +153,15 @@ fn a_payload_over_the_limit_is_refused() {
         ErrorKind::InvalidJob,
         "it has 11 bytes, at most 10 are allowed",
     );
+
+    let large = text(256 * 1024 + 1);
+    let says = "it has 262145 bytes, at most 262144 are allowed";
+    let client = harness.client();
+    let refused = client.enqueue("plain", &large);
+    assert_refused(refused, ErrorKind::InvalidJob, says);
+    let client = client.max_payload(512 * 1024);
+    let id = client.enqueue("plain", &large).unwrap();
+    assert_eq!(client.get(id).unwrap().unwrap().input, large);
 }
 
 #[test]
@@ -465,6 +474,11 @@ fn a_wrong_job_type_is_told_when_the_queue_is_opened() {
     refused_type(
         JobType::<Value>::new("none"),
         "job type \"none\": it has no phase",
+    );
+    let plan = |_: &Value| Ok(JobPlan::new([PhaseSpec::new("a")]));
+    refused_type(
+        JobType::planned("both", plan, |_| Ok(Value::Null)).phase(ONE, |_| Ok(Value::Null)),
+        "job type \"both\": its phases are planned, and one was added by `phase`",
     );
     let twice = Harness::new();
     let mut builder = twice.builder();

@@ -218,6 +218,21 @@ fn a_phase_with_its_own_limit_counts_its_own_tries() {
     assert_eq!(job.attempt, 6);
 }
 
+/// The bug: a phase kept the policy that its type had when the phase was added, and waited by the default one.
+#[test]
+fn a_phase_with_its_own_limit_waits_by_the_policy_of_its_type() {
+    const PATIENT: Phase<Value> = Phase::new("one").max_attempts(3);
+    let harness = Harness::new();
+    let job_type = JobType::<Value>::new("late")
+        .phase(PATIENT, |_| Err::<Value, _>(PhaseError::retry("no")))
+        .retry(at_once(1));
+    let (queue, jobs) = harness.open(job_type);
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    // The clock stands still: nothing that waits is tried again.
+    let job = harness.wait_for(&queue, id, JobStatus::Failed);
+    assert_eq!(job.attempt, 3);
+}
+
 #[test]
 fn an_error_by_question_mark_is_told_with_its_causes() {
     let harness = Harness::new();
