@@ -82,7 +82,8 @@ impl<I, O: DeserializeOwned> JobHandle<I, O> {
     /// Waits until the job is over, and answers with the result of its last phase.
     ///
     /// # Errors
-    /// `Timeout` when it is not over by then; `Conflict` when it failed or was cancelled, with its last error; `NotFound`.
+    /// `Timeout` when it is not over by then; `Conflict` when it failed or was cancelled, with its last error, or has a result of
+    /// another type; `Closed` when the queue is shut down meanwhile; `NotFound`.
     /// Do not wait inside a handler: enough of them would leave no worker for the jobs they wait for.
     pub fn wait(&self, id: JobId, timeout: Duration) -> Result<O> {
         let engine = self.engine()?;

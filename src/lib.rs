@@ -52,8 +52,9 @@
 //! | status | becomes | when |
 //! |---|---|---|
 //! | `pending` | `running` | it is due, its type is registered, a worker is free |
-//! | `running` | `pending` | a phase failed and a try is left (after a backoff); the handler snoozed; the queue shut down; the process died |
-//! | `running` | `completed`, `failed` | its last phase is done; no try is left, the handler said [`PhaseError::fail`], or the process died in it too often |
+//! | `running` | `pending` | a phase failed and a try is left (after a backoff); the handler snoozed; the job was paused, or the queue shut down, between two phases; the process died |
+//! | `running` | `completed`, `failed` | its last phase is done; no try is left, the handler said [`PhaseError::fail`], its deadline has passed, or the process died in it too often |
+//! | `pending` | `failed` | its deadline has passed when its turn comes, or no plan can be made for it |
 //! | `pending`, `running` | `cancelled` | [`JobQueue::cancel`] |
 //! | `failed`, `cancelled` | `pending` | [`JobQueue::retry`] |
 //!

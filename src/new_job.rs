@@ -128,7 +128,7 @@ impl NewJob {
     }
 
     /// Fails the job when it is not over this long after it may first start; if it still waits for its turn then, when its turn
-    /// comes. Defaults to the job type's deadline.
+    /// comes. Defaults to the job type's deadline where the type is registered, and to none for a [`Client`](crate::Client).
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> NewJob {
         self.deadline = Some(deadline);

@@ -141,7 +141,8 @@ impl JobQueue {
         requests::cancel(&*self.0.engine, id)
     }
 
-    /// Tries a failed or cancelled job again, with all of its attempts.
+    /// Tries a failed or cancelled job again, with all of its attempts. A deadline that has passed begins anew, as long as it was
+    /// when the job was enqueued (its delay included); one that has not passed stays.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` when it is pending, running or completed; `Closed`, or `Storage` and its kin.
@@ -301,7 +302,7 @@ impl JobQueue {
         requests::events_after(&*self.0.engine.reader, seq, limit)
     }
 
-    /// The events of one job, oldest first, as far as they are kept; none when the job is gone.
+    /// The events of one job, oldest first, as far as they are kept, of its newest 1,000 changes; none when the job is gone.
     ///
     /// # Errors
     /// `Storage`, `Corrupt` or `Closed`.
@@ -333,8 +334,8 @@ impl JobQueue {
         outbox::redeliver(&*self.0.engine, id)
     }
 
-    /// Sends every delivery again whose event happened from `from` on and before `until`, and answers how many these are: for a
-    /// receiver that has lost some.
+    /// Sends every delivery again whose event happened from `from` on and before `until`, the oldest 1,000,000 at most, and answers
+    /// how many these are: for a receiver that has lost some.
     ///
     /// # Errors
     /// `Storage` and its kin.
@@ -350,8 +351,10 @@ impl JobQueue {
         outbox::endpoints(&*self.0.engine.reader)
     }
 
-    /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys. A
-    /// queue that is opened with a configuration that names other endpoints and not this one disables it.
+    /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys.
+    /// Deliveries that are there go to the URL that they were written with, signed with the new keys. An endpoint that was disabled by
+    /// hand or by a 410 stays so, unless its URL changes. A queue that is opened with a configuration that names other endpoints and
+    /// not this one disables it.
     ///
     /// # Errors
     /// `InvalidJob` for a bad name; `Conflict` when 64 others are enabled; `Storage` and its kin.
@@ -368,8 +371,8 @@ impl JobQueue {
         outbox::enable(&*self.0.engine, name, true)
     }
 
-    /// Has no deliveries written for an endpoint, and sends none, until it is enabled again, also by other processes and after
-    /// a restart.
+    /// Has no deliveries written for an endpoint, and sends none, until it is enabled again or is given another URL, also by other
+    /// processes and after a restart.
     ///
     /// # Errors
     /// `NotFound`; `Storage` and its kin.
@@ -404,14 +407,15 @@ impl JobQueue {
 
     /// Stops the queue. Nothing new is taken; jobs stop at their next phase edge and are pending again, uncharged; handlers
     /// that are still inside at the deadline are told to stop, and cut off if they do not; everything that was finished is
-    /// recorded; then the file is let go. A handler that was told to stop before is waited for, too, for up to a second
-    /// after that. Returns within `timeout` and 250 ms.
+    /// recorded; deliveries that were never tried are sent, as far as there is time; then the file is let go. A handler that was
+    /// told to stop before is waited for, too, for up to a second after that. Returns within `timeout` and 250 ms.
     ///
     /// Safe to call again, from several threads, from a handler (which then is one that is cut off) and from a callback.
     ///
     /// # Errors
-    /// `Timeout`, after all of this was done, when a handler had to be told to stop; see
-    /// [`shutdown_report`](JobQueue::shutdown_report).
+    /// `Timeout`, after all of this was done, when a handler had to be told to stop or a callback has not heard everything; see
+    /// [`shutdown_report`](JobQueue::shutdown_report). `Timeout` without a report when the disk keeps the file busy for longer: it
+    /// is let go in the background.
     pub fn shutdown(&self, timeout: Duration) -> Result<ShutdownReport> {
         self.0
             .shutdown

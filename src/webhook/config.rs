@@ -68,7 +68,8 @@ impl WebhookConfig {
 
     /// An endpoint that is told of the events of all jobs. The file remembers it by `name` (1 to 128 of `[A-Za-z0-9_.:-]`), so
     /// that other processes' jobs are told of, too. One that the configuration names no more is disabled; a configuration that
-    /// names none leaves all of them as they are. At most 64.
+    /// names none leaves all of them as they are. One that is there is changed as by
+    /// [`put_endpoint`](crate::JobQueue::put_endpoint). At most 64.
     #[must_use]
     pub fn endpoint(mut self, name: impl Into<Arc<str>>, endpoint: Endpoint) -> WebhookConfig {
         self.are_https &= endpoint.is_https();
@@ -83,8 +84,8 @@ impl WebhookConfig {
         self
     }
 
-    /// The waits before each try; so many tries are made in all. Defaults to the ten of Standard Webhooks: at once, 5 s, 5 min,
-    /// 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h.
+    /// The waits before each try, the first of them 0; so many tries are made in all. Defaults to the ten of Standard Webhooks: at
+    /// once, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h.
     #[must_use]
     pub fn delays(mut self, delays: impl IntoIterator<Item = Duration>) -> WebhookConfig {
         self.schedule.delays = delays.into_iter().collect();
@@ -151,6 +152,13 @@ impl WebhookConfig {
             format!("threads is {}: expected 1 to {THREADS_MAX}", self.threads)
         } else if self.schedule.delays.is_empty() {
             "there is no delay: one try is the least".to_owned()
+        } else if let Some(first) = self
+            .schedule
+            .delays
+            .first()
+            .filter(|first| !first.is_zero())
+        {
+            format!("the first delay is {first:?}: the first try is made at once, expected 0")
         } else if !(0.0..=1.0).contains(&self.schedule.jitter) {
             format!("jitter is {}: expected 0 to 1", self.schedule.jitter)
         } else if self.is_https_only && !self.are_https {

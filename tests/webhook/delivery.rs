@@ -395,6 +395,10 @@ fn a_configuration_that_cannot_work_is_refused() {
     let endpoint = || bench.endpoint("/ok");
     assert!(refused(WebhookConfig::new().threads(0)).contains("threads is 0"));
     assert!(refused(WebhookConfig::new().delays([])).contains("there is no delay"));
+    assert!(
+        refused(WebhookConfig::new().delays([Duration::from_secs(60)]))
+            .contains("the first delay is 60s: the first try is made at once")
+    );
     assert!(refused(WebhookConfig::new().jitter(2.0)).contains("jitter is 2"));
     assert!(
         refused(WebhookConfig::new().endpoint("a b", endpoint())).contains("\"a b\" is not a name")
