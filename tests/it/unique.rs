@@ -52,6 +52,24 @@ fn a_key_that_holds_while_queued_is_free_once_its_job_has_started() {
     assert_sound(&queue);
 }
 
+/// The bug: with a worker free, the first of them was stored as started, and its key was free for the second.
+#[test]
+fn of_two_jobs_with_one_key_in_one_call_one_is_new() {
+    let harness = Harness::new();
+    let (queue, gate) = held(&harness);
+    queue.enqueue("held", &Value::Null).unwrap();
+    gate.wait(&harness);
+    // Workers are free, and the queue knows that nothing else waits.
+    let pair = [While::Queued, While::Live].map(|hold| keyed("held", hold));
+    let enqueued = queue.enqueue_all(pair.into()).unwrap();
+    assert_eq!(enqueued[0].id, enqueued[1].id);
+    assert!(enqueued[0].is_new && !enqueued[1].is_new);
+    gate.open();
+    gate.open();
+    harness.wait_for(&queue, enqueued[0].id, JobStatus::Completed);
+    assert_sound(&queue);
+}
+
 #[test]
 fn a_key_that_holds_while_live_is_free_once_its_job_is_over() {
     let harness = Harness::new();

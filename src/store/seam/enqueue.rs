@@ -145,12 +145,15 @@ impl Commit<'_> {
     }
 }
 
-/// Whether jobs that are stored together come up in the order in which they are stored: only then may one of them be claimed
-/// before the others are seen.
-pub(super) fn are_in_order(jobs: &[PlannedJob]) -> bool {
+/// Whether a job of those that are stored together may be claimed before the next is seen: they come up in the order in which they
+/// are stored, and none of them has a key that would be free for the next by that.
+pub(super) fn may_be_claimed_one_by_one(jobs: &[PlannedJob]) -> bool {
     let is_like = |a: &NewJob, b: &NewJob| a.priority == b.priority && a.job_type == b.job_type;
-    jobs.windows(2)
-        .all(|pair| is_like(&pair[0].job, &pair[1].job))
+    let hold = |job: &NewJob| job.unique.as_ref().map(|unique| unique.hold);
+    jobs.windows(2).all(|pair| {
+        let (job, next) = (&pair[0].job, &pair[1].job);
+        is_like(job, next) && hold(job) != Some(While::Queued)
+    })
 }
 
 /// Whether a unique key stands for its job, or may again: a job that runs or is over can be tried again.

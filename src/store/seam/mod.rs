@@ -145,7 +145,7 @@ impl Commit<'_> {
     fn apply(&mut self, op: &Op) -> Result<Done> {
         match op {
             Op::Enqueue(jobs) => {
-                let direct = self.request.direct && enqueue::are_in_order(jobs);
+                let direct = self.request.direct && enqueue::may_be_claimed_one_by_one(jobs);
                 jobs.iter()
                     .map(|job| self.enqueue(job, direct))
                     .collect::<Result<_>>()
