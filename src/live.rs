@@ -5,7 +5,8 @@
 //! | state | meaning | left by |
 //! |---|---|---|
 //! | offered | its phase is in the ready channel | a worker takes it → entered; its claim ends → gone |
-//! | entered | a worker is inside its handler | the outcome is committed → offered (next phase) or gone; its claim ends → zombie |
+//! | entered | a worker is inside its handler | it returns, its outcome is posted → handed in; its claim ends → zombie |
+//! | handed in | its outcome is on its way to the disk | it is committed → offered (next phase) or gone; its claim ends → gone |
 //! | zombie | its claim is over (cancelled, timed out, fenced by shutdown), the handler has not returned | the handler returns → gone |
 //!
 //! A claim may be over without our having been told: another process has cancelled the job, and perhaps tried it again. Then its
@@ -77,8 +78,8 @@ impl Run {
     }
 }
 
-/// What is sent to the workers: a phase that may be entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A phase of a claim; sent to the workers when it may be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Offer {
     pub(crate) id: JobId,
     epoch: i64,
@@ -108,8 +109,16 @@ struct Entry {
     run: Arc<Run>,
     row: JobRow,
     entered_at: Option<Timestamp>,
+    /// Its handler has returned, and its outcome is posted.
+    is_handed_in: bool,
     /// Of the phase that is offered or entered: a flag that came too late for one phase must not stop the next.
     flag: Arc<StopFlag>,
+}
+
+impl Entry {
+    fn is_inside(&self) -> bool {
+        self.entered_at.is_some() && !self.is_handed_in
+    }
 }
 
 /// What comes due while a job is under way.
@@ -127,9 +136,7 @@ pub(crate) enum Alarm {
 struct Timer {
     // A heap gives the greatest first.
     at: std::cmp::Reverse<Timestamp>,
-    id: JobId,
-    epoch: i64,
-    phase_index: u32,
+    of: Offer,
     alarm: Alarm,
 }
 
@@ -157,16 +164,17 @@ const TIMERS_MIN: usize = 256;
 impl State {
     fn end(&mut self, entry: Entry, reason: StopReason, now: Timestamp) -> Left {
         entry.flag.set(reason);
-        if entry.entered_at.is_none() {
+        if !entry.is_inside() {
             return Left::Nothing;
         }
         let zombie = Zombie {
             flag: entry.flag,
+            has_overstayed: false,
             is_abandoned: false,
         };
         let claim = (entry.row.id, entry.row.epoch);
         self.zombies.insert(claim, zombie);
-        self.set_timer(&entry.row, now.after(GRACE), Alarm::Overstayed);
+        self.set_timer(Offer::of(&entry.row), now.after(GRACE), Alarm::Overstayed);
         Left::Zombie
     }
 
@@ -174,19 +182,14 @@ impl State {
     /// the next.
     fn set_deadline(&mut self, row: &JobRow) {
         if let Some(at) = row.deadline {
-            self.set_timer(row, at, Alarm::Deadline);
+            self.set_timer(Offer::of(row), at, Alarm::Deadline);
         }
     }
 
-    fn set_timer(&mut self, row: &JobRow, at: Timestamp, alarm: Alarm) {
+    fn set_timer(&mut self, of: Offer, at: Timestamp, alarm: Alarm) {
         self.forget_old_timers();
-        self.timers.push(Timer {
-            at: std::cmp::Reverse(at),
-            id: row.id,
-            epoch: row.epoch,
-            phase_index: row.phase_index,
-            alarm,
-        });
+        let at = std::cmp::Reverse(at);
+        self.timers.push(Timer { at, of, alarm });
     }
 
     fn returned(&mut self, id: JobId, epoch: i64) -> Option<Returned> {
@@ -203,9 +206,7 @@ impl State {
 
     /// Claims whose handler is inside.
     fn entered(&self) -> impl Iterator<Item = &Entry> {
-        self.runs
-            .values()
-            .filter(|entry| entry.entered_at.is_some())
+        self.runs.values().filter(|entry| entry.is_inside())
     }
 
     fn has_zombie(&self, id: JobId) -> bool {
@@ -220,19 +221,22 @@ impl State {
         }
         let State { runs, zombies, .. } = self;
         self.timers.retain(|timer| match timer.alarm {
-            Alarm::PhaseTimeout | Alarm::Deadline => {
-                runs.get(&timer.id).is_some_and(|entry| timer.is_of(entry))
-            }
-            Alarm::Overstayed => zombies.contains_key(&(timer.id, timer.epoch)),
+            Alarm::PhaseTimeout | Alarm::Deadline => runs
+                .get(&timer.of.id)
+                .is_some_and(|entry| timer.is_of(entry)),
+            Alarm::Overstayed => zombies.contains_key(&timer.claim()),
         });
     }
 }
 
 impl Timer {
+    fn claim(&self) -> (JobId, i64) {
+        (self.of.id, self.of.epoch)
+    }
+
     /// Whether it goes for the phase that this claim has come to. A deadline also passes while no worker is in it.
     fn is_of(&self, entry: &Entry) -> bool {
-        (entry.row.epoch, entry.row.phase_index) == (self.epoch, self.phase_index)
-            && (self.alarm == Alarm::Deadline || entry.entered_at.is_some())
+        Offer::of(&entry.row) == self.of && (self.alarm == Alarm::Deadline || entry.is_inside())
     }
 }
 
@@ -247,6 +251,8 @@ pub(crate) struct Returned {
 
 struct Zombie {
     flag: Arc<StopFlag>,
+    /// It did not stop when it was told to.
+    has_overstayed: bool,
     /// Its worker was replaced.
     is_abandoned: bool,
 }
@@ -276,6 +282,7 @@ impl LiveTable {
             run: Arc::new(run),
             row,
             entered_at: None,
+            is_handed_in: false,
             flag: Arc::default(),
         };
         let mut state = self.0.lock();
@@ -311,7 +318,7 @@ impl LiveTable {
     pub(crate) fn set_timeout(&self, task: &Task, at: Timestamp) -> bool {
         let mut state = self.0.lock();
         let earliest = state.timers.peek().map(|timer| timer.at.0);
-        state.set_timer(&task.row, at, Alarm::PhaseTimeout);
+        state.set_timer(Offer::of(&task.row), at, Alarm::PhaseTimeout);
         earliest.is_none_or(|earliest| at < earliest)
     }
 
@@ -323,7 +330,7 @@ impl LiveTable {
             .get_mut(&row.id)
             .filter(|entry| entry.row.epoch == row.epoch);
         let Some(entry) = entry else { return false };
-        (entry.row, entry.entered_at) = (*row, None);
+        (entry.row, entry.entered_at, entry.is_handed_in) = (*row, None, false);
         if entry.flag.is_set() {
             // A timeout came up while the outcome was on its way to the disk, and lost.
             entry.flag = Arc::default();
@@ -355,6 +362,18 @@ impl LiveTable {
     /// A handler has returned. If its claim was over, it is gone now.
     pub(crate) fn returned(&self, id: JobId, epoch: i64) -> Option<Returned> {
         self.0.lock().returned(id, epoch)
+    }
+
+    /// The outcome of an entered phase was posted: nobody is inside any more. If its claim ended since the handler returned, it is
+    /// gone now.
+    pub(crate) fn handed_in(&self, phase: Offer) -> Option<Returned> {
+        let mut state = self.0.lock();
+        // It may be on disk already, and somebody in the next phase.
+        let entry = state.runs.get_mut(&phase.id);
+        if let Some(entry) = entry.filter(|entry| Offer::of(&entry.row) == phase) {
+            entry.is_handed_in = entry.entered_at.is_some();
+        }
+        state.returned(phase.id, phase.epoch)
     }
 
     /// The claim of a job is over by a decision from outside; its handler, if there is one, is told why.
@@ -409,13 +428,13 @@ impl LiveTable {
     pub(crate) fn inside(&self) -> Vec<(JobRow, Timestamp)> {
         let state = self.0.lock();
         let since = |entry: &Entry| Some((entry.row, entry.entered_at?));
-        state.runs.values().filter_map(since).collect()
+        state.entered().filter_map(since).collect()
     }
 
     /// How many handlers may still return soon: all that are inside, but those that have overstayed.
     pub(crate) fn awaited_count(&self) -> usize {
         let state = self.0.lock();
-        let told = state.zombies.values().filter(|told| !told.is_abandoned);
+        let told = state.zombies.values().filter(|told| !told.has_overstayed);
         state.entered().count() + told.count()
     }
 
@@ -448,7 +467,7 @@ impl LiveTable {
             timers.pop();
             match timer.alarm {
                 Alarm::PhaseTimeout | Alarm::Deadline => {
-                    let entry = runs.get(&timer.id);
+                    let entry = runs.get(&timer.of.id);
                     if let Some(entry) = entry.filter(|entry| timer.is_of(entry)) {
                         entry.flag.set(StopReason::Timeout);
                         due.push(Due {
@@ -460,9 +479,9 @@ impl LiveTable {
                     }
                 }
                 Alarm::Overstayed => {
-                    let claim = (timer.id, timer.epoch);
-                    if zombies.contains_key(&claim) {
-                        overstayed.push(claim);
+                    if let Some(zombie) = zombies.get_mut(&timer.claim()) {
+                        zombie.has_overstayed = true;
+                        overstayed.push(timer.claim());
                     }
                 }
             }
@@ -470,22 +489,38 @@ impl LiveTable {
         (due, overstayed)
     }
 
-    /// The worker of a handler that overstays is to be replaced, and ends when the handler returns: false when it has.
+    /// The worker of a handler that overstays is to be replaced, and ends when the handler returns: false when it has, or somebody
+    /// else is about to.
     pub(crate) fn abandon(&self, id: JobId, epoch: i64) -> bool {
-        self.set_abandoned(id, epoch, true)
-    }
-
-    /// It could not be replaced, and goes on when the handler returns: false when it has.
-    pub(crate) fn keep(&self, id: JobId, epoch: i64) -> bool {
-        self.set_abandoned(id, epoch, false)
-    }
-
-    fn set_abandoned(&self, id: JobId, epoch: i64, is_abandoned: bool) -> bool {
         let mut state = self.0.lock();
         let zombie = state.zombies.get_mut(&(id, epoch));
-        zombie
-            .map(|zombie| zombie.is_abandoned = is_abandoned)
-            .is_some()
+        let zombie = zombie.filter(|zombie| !zombie.is_abandoned);
+        zombie.map(|zombie| zombie.is_abandoned = true).is_some()
+    }
+
+    /// It could not be replaced. It goes on when the handler returns, or is to be replaced at `again`: false when it has returned.
+    pub(crate) fn keep(&self, id: JobId, epoch: i64, again: Timestamp) -> bool {
+        let mut state = self.0.lock();
+        let Some(zombie) = state.zombies.get_mut(&(id, epoch)) else {
+            return false;
+        };
+        zombie.is_abandoned = false;
+        let phase_index = 0;
+        let of = Offer {
+            id,
+            epoch,
+            phase_index,
+        };
+        state.set_timer(of, again, Alarm::Overstayed);
+        true
+    }
+
+    /// A handler that has overstayed and whose worker was not replaced.
+    pub(crate) fn overstayed(&self) -> Option<(JobId, i64)> {
+        let state = self.0.lock();
+        let is_left = |zombie: &Zombie| zombie.has_overstayed && !zombie.is_abandoned;
+        let mut left = state.zombies.iter().filter(|(_, zombie)| is_left(zombie));
+        left.next().map(|(claim, _)| *claim)
     }
 
     pub(crate) fn next_alarm(&self) -> Option<Timestamp> {

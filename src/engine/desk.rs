@@ -39,9 +39,13 @@ impl Desk for Engine {
         let started = monotonic();
         let outcome = self.attempt(&task);
         self.window.phase_took(started.elapsed());
-        let Some(returned) = self.live.returned(id, epoch) else {
-            // Its claim goes on: the outcome counts.
+        let mut returned = self.live.returned(id, epoch);
+        if returned.is_none() {
+            // Its claim goes on: the outcome counts, whatever comes up before it is on disk.
             self.committer.post(Op::Settle(self.settle(&task, outcome)));
+            returned = self.live.handed_in(Offer::of(&task.row));
+        }
+        let Some(returned) = returned else {
             return After::Next;
         };
         log::debug!("job {id}: the handler of claim {epoch} returned after its claim was over");

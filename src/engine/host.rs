@@ -9,15 +9,13 @@ use crate::committer::{Deadline, Host};
 use crate::engine::health::News;
 use crate::engine::{Engine, State};
 use crate::error::Error;
-use crate::job::{CancelOutcome, ErrorCause, InterruptionReason, JobId, JobStatus};
-use crate::live::{Alarm, Due, Left, Offer, Returned, Run};
+use crate::job::{CancelOutcome, InterruptionReason, JobId};
+use crate::live::Offer;
 use crate::phase::stop::StopReason;
 use crate::store::Done;
-use crate::store::ops::{ClaimRequest, Claimed, Fault, Op, Release, Settle, Source};
+use crate::store::ops::{ClaimRequest, Claimed, Op, Release, Source};
 use crate::store::seam::Committed;
-use crate::sync::Ordering;
 use crate::time::{Timestamp, monotonic};
-use crate::transition::{Input, JobRow, Verdict};
 
 /// Inputs that are loaded in one commit: they stay in memory while their jobs are under way.
 const CLAIM_BYTES_MAX: usize = 4 << 20;
@@ -93,6 +91,10 @@ impl Host for Engine {
 
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp) {
         self.window.commit_took(took);
+        if !committed.mail.is_empty() {
+            // First: who ends the queue must not find its jobs over, and the deliveries of their end untold.
+            self.with_outlet(|outlet| outlet.arrived(&committed.mail));
+        }
         let (_, cut_off) = outcomes(&ops);
         let claims = std::mem::take(&mut committed.claims);
         let (mut offers, mut recorded) = (Vec::new(), Vec::new());
@@ -105,7 +107,6 @@ impl Host for Engine {
         for (op, answer) in ops.into_iter().zip(&committed.answers) {
             if let Op::Attempted(attempted) = op {
                 if let Err(error) = answer {
-                    self.with_outlet(|outlet| outlet.not_recorded(&attempted));
                     self.refused(&Op::Attempted(attempted), error);
                 } else {
                     recorded.push(attempted);
@@ -144,9 +145,6 @@ impl Host for Engine {
             state.planning.extend(unplanned.iter().map(|(id, ..)| *id));
         }
         self.bus.ring(committed.head.seq);
-        if !committed.mail.is_empty() {
-            self.with_outlet(|outlet| outlet.arrived(&committed.mail));
-        }
         // Only now, so that nobody finds nothing to be done between the end of one and the beginning of the next.
         for attempted in &recorded {
             self.with_outlet(|outlet| outlet.recorded(attempted));
@@ -186,7 +184,10 @@ impl Host for Engine {
         let problem = match op {
             Op::Settle(settle) => {
                 // Let it go, or it would be under way for ever.
-                let_go = settle.input.epoch().map(|epoch| (settle.id, epoch));
+                let_go = settle
+                    .input
+                    .epoch()
+                    .map(|epoch| (settle.id, epoch, settle.is_from));
                 format!("job {}: its outcome cannot be recorded: {error}", settle.id)
             }
             Op::SetPlan { id, .. } => {
@@ -216,14 +217,18 @@ impl Host for Engine {
                     "delivery {}: what came of it cannot be recorded: {error}",
                     attempted.id
                 );
+                self.with_outlet(|outlet| outlet.not_recorded(attempted));
                 return;
             }
         };
         // A handler whose result is lost runs again: none is to run until somebody has looked at the file.
         log::error!("{problem}; nothing is claimed until the queue is resumed or opened again");
         self.state.lock().claim_failure = Some(problem);
-        if let Some((id, epoch)) = let_go {
-            self.claim_left(id, epoch);
+        match let_go {
+            // Its handler is inside still, and nobody else may enter the job before it has left.
+            Some((id, epoch, Source::Supervisor(reason))) => self.end_one(id, epoch, reason),
+            Some((id, epoch, Source::Handler | Source::Nobody)) => self.claim_left(id, epoch),
+            None => {}
         }
     }
 
@@ -289,6 +294,11 @@ impl State {
     /// Nothing is claimed.
     fn rests(&self) -> bool {
         self.is_stopping || self.is_paused || self.failure().is_some() || self.poison.is_some()
+    }
+
+    /// No phase of this type is entered.
+    pub(super) fn rests_for(&self, job_type: &str) -> bool {
+        self.is_stopping || self.is_paused || self.paused_types.contains(job_type)
     }
 
     /// Why nothing is claimed, if it is because of the store.
@@ -375,224 +385,5 @@ impl Engine {
             }
             (_, Ok(_) | Err(_)) => {}
         }
-    }
-
-    /// The outcome of a phase is on disk; without a row it was stale. Answers the next phase, if there is one to offer.
-    fn settled(&self, settle: Settle, row: Option<&JobRow>, now: Timestamp) -> Option<Offer> {
-        let epoch = settle.input.epoch()?;
-        let Some(row) = row else {
-            log::debug!(
-                "job {}: an outcome of claim {epoch} came too late and was dropped",
-                settle.id
-            );
-            // The claim ended before this commit, and we may not have been told yet; the handler has returned.
-            if settle.is_from == Source::Handler {
-                self.claim_left(settle.id, epoch);
-            }
-            return None;
-        };
-        if row.status == JobStatus::Running {
-            if let (Some(result), Some(run)) = (&settle.result, self.live.get(row.id, epoch)) {
-                run.remember(settle.phase_index as usize, result);
-            }
-            return self.live.advance(row).then(|| Offer::of(row));
-        }
-        match settle.is_from {
-            Source::Handler | Source::Nobody => self.claim_left(row.id, epoch),
-            Source::Supervisor(reason) => self.end_claim(row.id, reason),
-        }
-        self.bus.forget(row.id);
-        self.changed(row, now);
-        None
-    }
-
-    /// A job is pending or over now.
-    fn changed(&self, row: &JobRow, now: Timestamp) {
-        match row.status {
-            JobStatus::Pending => self.state.lock().backlog.added(row.run_at, now),
-            JobStatus::Running => {}
-            JobStatus::Cancelled => {
-                self.end_claim(row.id, StopReason::Cancelled);
-                self.is_over(row.id, now);
-            }
-            JobStatus::Completed | JobStatus::Failed => self.is_over(row.id, now),
-        }
-    }
-
-    fn is_over(&self, id: JobId, now: Timestamp) {
-        self.bus.is_over(id);
-        self.state.lock().pruner.job_ended(now);
-    }
-
-    /// A job was claimed: offer its first phase.
-    fn begin(&self, claimed: Claimed) {
-        let Some(def) = self.registry.get(&claimed.job_type).cloned() else {
-            return;
-        };
-        let (row, run) = Run::new(claimed, def);
-        let now = self.clock.now();
-        if self.live.insert(row, run, now) == Left::Zombie {
-            self.committer.ring_before(now.after(crate::live::GRACE));
-        }
-        if self.is_stopping() {
-            // Who ends the queue may have looked already, and not wait any more.
-            self.give_back_paused();
-        } else {
-            self.offer(Offer::of(&row));
-        }
-    }
-
-    /// Gives back what was offered of paused types, and of everything while the queue rests.
-    pub(crate) fn give_back_paused(&self) {
-        let (all, types) = {
-            let state = self.state.lock();
-            (
-                state.is_stopping || state.is_paused,
-                state.paused_types.clone(),
-            )
-        };
-        if !all && types.is_empty() {
-            return;
-        }
-        let reason = if self.is_stopping() {
-            InterruptionReason::Shutdown
-        } else {
-            InterruptionReason::Paused
-        };
-        for row in self
-            .live
-            .take_back(|run| all || types.contains(&run.def.name))
-        {
-            let input = Input::Interrupted {
-                epoch: row.epoch,
-                reason,
-                entered: false,
-                max_crashes: u32::MAX,
-            };
-            self.committer.post(Op::Settle(Settle {
-                is_from: Source::Nobody,
-                ..Settle::void(&row, input)
-            }));
-        }
-    }
-
-    /// A phase's time is over, its handler knows: its outcome is recorded at once.
-    fn timed_out(&self, due: &Due) -> Settle {
-        let (cause, message) = match due.alarm {
-            Alarm::Deadline => (
-                ErrorCause::Deadline,
-                "the deadline passed before the job was over".to_owned(),
-            ),
-            Alarm::PhaseTimeout | Alarm::Overstayed => {
-                let took = self.clock.now().since(due.entered_at);
-                (
-                    ErrorCause::Timeout,
-                    format!(
-                        "the phase took longer than its timeout ({} ms)",
-                        took.as_millis()
-                    ),
-                )
-            }
-        };
-        let verdict = match due.alarm {
-            Alarm::Deadline => Verdict::Fail,
-            Alarm::PhaseTimeout | Alarm::Overstayed => self.verdict(&due.run, &due.row, None),
-        };
-        let input = Input::PhaseFailed {
-            epoch: due.row.epoch,
-            verdict,
-        };
-        Settle {
-            started_at: due.entered_at,
-            error: Some(Fault {
-                cause,
-                message,
-                backtrace: None,
-            }),
-            is_from: Source::Supervisor(StopReason::Timeout),
-            ..Settle::void(&due.row, input)
-        }
-    }
-
-    /// A handler goes on although it was told to stop: another worker takes its place.
-    fn replace_worker(&self, id: JobId, epoch: i64) {
-        let abandoned = self.abandoned_count.load(Ordering::Relaxed);
-        if abandoned >= self.config.abandoned_max() {
-            log::error!(
-                "job {id}: its handler does not stop, and its worker is not replaced: {abandoned} are already"
-            );
-            return;
-        }
-        if !self.live.abandon(id, epoch) {
-            return;
-        }
-        self.abandoned_count.fetch_add(1, Ordering::Relaxed);
-        log::warn!("job {id}: its handler does not stop, its worker is replaced");
-        if let Err(error) = self.start_worker() {
-            log::error!("a worker cannot be replaced: {error}");
-            if self.live.keep(id, epoch) {
-                self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// The handler of a claim has returned, and nothing of the claim is left.
-    fn claim_left(&self, id: JobId, epoch: i64) {
-        match self.live.finish(id, epoch) {
-            Some(returned) => self.zombie_left(returned),
-            None => self.state.lock().backlog.left(),
-        }
-    }
-
-    /// A handler has returned whose claim was over: the job may have waited for that.
-    pub(crate) fn zombie_left(&self, returned: Returned) {
-        if returned.is_abandoned {
-            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
-        }
-        self.state.lock().backlog.unknown();
-        if let Some(offer) = returned.awaited_by {
-            self.offer(offer);
-        }
-    }
-
-    pub(crate) fn poison(&self, thread: &str, message: &str) {
-        let poison = format!(
-            "thread {thread} died by a bug of stepwell ({message}): close the queue and open it again"
-        );
-        log::error!("{poison}");
-        self.state.lock().poison.get_or_insert(poison);
-    }
-
-    /// Records what the shutdown cuts off: handlers that did not stop in time.
-    pub(crate) fn fence(&self) -> Vec<JobId> {
-        // First, or a worker might enter what was offered between our looks.
-        self.live.close();
-        self.give_back_paused();
-        let mut cut = Vec::new();
-        for (row, entered_at) in self.live.inside() {
-            let reason = InterruptionReason::Shutdown;
-            let input = Input::Interrupted {
-                epoch: row.epoch,
-                reason,
-                entered: true,
-                max_crashes: u32::MAX,
-            };
-            self.committer.post(Op::Settle(Settle {
-                started_at: entered_at,
-                is_from: Source::Supervisor(StopReason::Shutdown),
-                ..Settle::void(&row, input)
-            }));
-            cut.push(row.id);
-        }
-        cut
-    }
-
-    /// Sets the flag of every handler that is inside, and answers the jobs that this cuts short.
-    pub(crate) fn tell_to_stop(&self) -> Vec<JobId> {
-        let (flags, ids) = self.live.flags();
-        for flag in flags {
-            flag.set(StopReason::Shutdown);
-        }
-        ids
     }
 }

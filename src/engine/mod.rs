@@ -4,6 +4,7 @@
 //! [`Desk`], a handler its [`Services`](crate::phase::context::Services). This folder implements the three:
 //! `host` says what to commit and acts on what was committed, `desk` runs phases, `services` serves running handlers.
 
+mod claims;
 mod desk;
 mod health;
 mod host;
@@ -376,9 +377,7 @@ impl Engine {
     fn stop_if_over(&self, id: JobId, epoch: i64) -> Result<()> {
         let is_meant = |(status, claim)| status == JobStatus::Running && claim == epoch;
         if !self.reader.claim(id)?.is_some_and(is_meant) {
-            let now = self.clock.now();
-            let left = self.live.end_claim(id, epoch, StopReason::Cancelled, now);
-            self.claim_ended(id, left, now);
+            self.end_one(id, epoch, StopReason::Cancelled);
             // A claim may be under way that has not seen the end of this one.
             self.state.lock().backlog.unknown();
         }
@@ -389,6 +388,13 @@ impl Engine {
     fn end_claim(&self, id: JobId, reason: StopReason) {
         let now = self.clock.now();
         let left = self.live.end(id, reason, now);
+        self.claim_ended(id, left, now);
+    }
+
+    /// As [`Engine::end_claim`], for one claim and no later one of the job.
+    fn end_one(&self, id: JobId, epoch: i64, reason: StopReason) {
+        let now = self.clock.now();
+        let left = self.live.end_claim(id, epoch, reason, now);
         self.claim_ended(id, left, now);
     }
 

@@ -199,13 +199,60 @@ fn a_handler_that_overstays_is_not_waited_for() {
 }
 
 #[test]
-fn a_worker_that_could_not_be_replaced_stays() {
+fn a_worker_that_could_not_be_replaced_stays_and_is_tried_again() {
     let live = claimed();
     assert!(live.take(first(1), at(1)).is_some());
     assert_eq!(live.end(ID, StopReason::Timeout, at(2)), Left::Zombie);
-    assert!(live.abandon(ID, 1) && live.keep(ID, 1));
-    assert_eq!(live.awaited_count(), 1);
+    assert_eq!(live.overstayed(), None);
+    assert_eq!(due(&live, at(3)), (vec![], vec![(ID, 1)]));
+    assert_eq!(live.overstayed(), Some((ID, 1)));
+    assert!(live.abandon(ID, 1) && !live.abandon(ID, 1), "by one alone");
+    assert_eq!(live.overstayed(), None);
+    assert!(live.keep(ID, 1, at(5)));
+    assert_eq!(live.overstayed(), Some((ID, 1)));
+    assert_eq!(due(&live, at(5)), (vec![], vec![(ID, 1)]));
     assert!(live.returned(ID, 1).is_some_and(|back| !back.is_abandoned));
+    assert!(!live.keep(ID, 1, at(9)), "it has returned");
+}
+
+#[test]
+fn nobody_is_inside_while_an_outcome_is_on_its_way_to_the_disk() {
+    let live = claimed();
+    let task = live.take(first(1), at(1)).unwrap();
+    live.set_timeout(&task, at(3));
+    assert_eq!(live.returned(ID, 1), None, "its claim goes on");
+    assert_eq!(live.handed_in(first(1)), None);
+    // Under way, but neither too late, nor to be told to stop, nor to be cut off.
+    assert_eq!(
+        (live.len(), live.inside_count(), live.awaited_count()),
+        (1, 0, 0)
+    );
+    assert_eq!(due(&live, at(5)), (vec![], vec![]));
+    assert!(live.flags().1.is_empty() && live.inside().is_empty());
+    assert!(live.take(first(1), at(5)).is_none(), "entered twice");
+    // An end from outside leaves no handler behind.
+    assert_eq!(live.end(ID, StopReason::Cancelled, at(6)), Left::Nothing);
+    assert_eq!(due(&live, at(99)), (vec![], vec![]));
+}
+
+#[test]
+fn an_outcome_that_is_handed_in_says_nothing_of_the_next_phase() {
+    let live = claimed();
+    assert!(live.take(first(1), at(1)).is_some());
+    // It is on disk, and somebody in the next phase, before we say so.
+    assert!(live.advance(&second(1)));
+    assert!(live.take(Offer::of(&second(1)), at(2)).is_some());
+    assert_eq!(live.handed_in(first(1)), None);
+    assert_eq!(live.inside_count(), 1);
+    assert_eq!(live.handed_in(Offer::of(&second(1))), None);
+    assert_eq!(live.inside_count(), 0);
+    // The claim ends between the look and the outcome: the handler has left all the same.
+    assert_eq!(insert(&live, 2, at(3)), Left::Nothing);
+    assert!(live.take(first(2), at(3)).is_some());
+    assert_eq!(live.returned(ID, 2), None);
+    assert_eq!(live.end(ID, StopReason::Cancelled, at(3)), Left::Zombie);
+    assert!(live.handed_in(first(2)).is_some());
+    assert_eq!(live.inside_count(), 0);
 }
 
 #[test]

@@ -224,6 +224,41 @@ fn no_more_workers_are_replaced_than_allowed_and_the_pool_comes_back() {
     assert_sound(&scene.queue);
 }
 
+/// The bug: nobody came back to a worker that could not be replaced when its time was up, and the queue stood still with none.
+#[test]
+fn when_one_has_returned_the_next_worker_is_replaced() {
+    let scene = scene(1);
+    for _ in 1..=2 {
+        let id = scene.stuck();
+        assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+        scene.harness.clock().advance(2 * S);
+        scene.wait_abandoned(1);
+    }
+    let waits = scene.quick.enqueue(&Value::Null).unwrap();
+    // The handler that came first, whose worker was replaced and ends; the other one goes on for ever.
+    scene.gate.open();
+    scene
+        .harness
+        .wait_for(&scene.queue, waits, JobStatus::Completed);
+    scene.wait_abandoned(1);
+    scene.gate.open();
+    scene.wait_abandoned(0);
+    assert_sound(&scene.queue);
+}
+
+/// The bug: it took the whole timeout.
+#[test]
+fn a_queue_does_not_wait_for_a_handler_that_overstays_and_keeps_its_worker() {
+    let scene = scene(0);
+    let id = scene.stuck();
+    assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    scene.harness.clock().advance(2 * S);
+    let hour = Duration::from_secs(3600);
+    let report = scene.queue.shutdown(hour).unwrap();
+    assert_eq!(report.handlers_left, 1);
+    scene.gate.open();
+}
+
 #[test]
 fn a_queue_closes_beside_an_abandoned_handler() {
     let scene = scene(4);
