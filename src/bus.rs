@@ -112,6 +112,10 @@ impl Bus {
     }
 
     /// Ends every wait. What is in the log can still be read.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().is_closed
+    }
+
     pub(crate) fn close(&self) {
         self.state.lock().is_closed = true;
         self.bell.notify_all();

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use crate::bus::Heard;
 use crate::engine::Engine;
+use crate::error::panic_message;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{self, Event, Seq};
-use crate::runner::panic_message;
-use crate::sync::{JoinHandle, Mutex, current_thread, spawn};
+use crate::sync::{JoinHandle, Mutex, current_thread, pause, spawn};
 use crate::time::monotonic;
 
 /// Changes that are read at a time: a page or two of the file.
@@ -149,6 +149,12 @@ impl fmt::Debug for Subscription {
     }
 }
 
+/// While the log cannot be read: longer each time.
+const READ_PAUSE: Duration = Duration::from_millis(50);
+const READ_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Failures in a row before the end of the queue is not waited for.
+const READS_AT_THE_END: u32 = 3;
+
 type Callback = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// Callbacks and their one thread, which starts with the first of them.
@@ -161,6 +167,8 @@ pub(crate) struct Listeners {
 struct State {
     callbacks: Vec<Callback>,
     thread: Option<JoinHandle<()>>,
+    /// The end could not be read.
+    has_missed: bool,
 }
 
 impl Listeners {
@@ -175,25 +183,46 @@ impl Listeners {
         state.callbacks.push(callback);
         if state.thread.is_none() {
             let listeners = self.clone();
-            state.thread = Some(spawn("stepwell-listen", move || {
-                loop {
-                    match subscription.recv() {
-                        Ok(Notice::Event(event)) => listeners.tell(&event),
-                        Ok(Notice::Lagged { after, next }) => {
-                            log::warn!(
-                                "callbacks are so slow that events {after} to {next} were deleted before them"
-                            );
-                        }
-                        Err(error) if error.kind() == ErrorKind::Closed => return,
-                        Err(error) => {
-                            log::error!("callbacks end, the log cannot be read: {error}");
-                            return;
-                        }
-                    }
-                }
-            })?);
+            let thread = spawn("stepwell-listen", move || {
+                let has_heard_all = listeners.listen(&mut subscription);
+                listeners.state.lock().has_missed |= !has_heard_all;
+            });
+            state.thread = Some(thread.inspect_err(|_| drop(state.callbacks.pop()))?);
         }
         Ok(())
+    }
+
+    /// Until the queue is closed; whether all that happened was told.
+    fn listen(&self, subscription: &mut Subscription) -> bool {
+        let mut failures = 0;
+        loop {
+            match subscription.recv() {
+                Ok(Notice::Event(event)) => self.tell(&event),
+                Ok(Notice::Lagged { after, next }) => {
+                    log::warn!(
+                        "callbacks are so slow that events {after} to {next} were deleted before them"
+                    );
+                }
+                Err(error) if error.kind() == ErrorKind::Closed => return true,
+                Err(error)
+                    if failures >= READS_AT_THE_END && subscription.engine.bus.is_closed() =>
+                {
+                    log::error!("callbacks do not hear the end, the log cannot be read: {error}");
+                    return false;
+                }
+                Err(error) => {
+                    if failures == 0 {
+                        log::error!(
+                            "the log cannot be read for callbacks, this is tried again: {error}"
+                        );
+                    }
+                    failures += 1;
+                    pause(READ_PAUSE.saturating_mul(failures).min(READ_PAUSE_MAX));
+                    continue;
+                }
+            }
+            failures = 0;
+        }
     }
 
     /// Calls each with no lock held; one that panics is not called again.
@@ -229,8 +258,8 @@ impl Listeners {
             if is_over() {
                 return false;
             }
-            crate::sync::pause(Duration::from_millis(1));
+            pause(Duration::from_millis(1));
         }
-        thread.join().is_ok()
+        thread.join().is_ok() && !self.state.lock().has_missed
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::error::panic_message;
 use crate::live::{Offer, Task};
-use crate::runner::panic_message;
 use crate::sync::{JoinHandle, Mutex, Receiver, TryRecvError, current_thread, pause, spawn};
 
 /// A worker that is not inside a handler ends within microseconds; we look for so long whether it has.

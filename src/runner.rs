@@ -102,13 +102,6 @@ pub(crate) fn run(
     Outcome::Refused(refused)
 }
 
-/// The message of a panic that was caught outside of a handler.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
-}
-
 fn hook() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

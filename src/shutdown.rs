@@ -109,13 +109,18 @@ impl Shutdown {
         if !state.is_asked {
             state.is_asked = true;
             drop(state);
-            let (shutdown, engine, listeners) = (self.clone(), engine.clone(), listeners.clone());
-            let asked_by = Asker::of_this_thread(&engine, &listeners);
-            spawn("stepwell-shutdown", move || {
-                let report = shutdown.end(&engine, &listeners, started, asked_by);
-                shutdown.state.lock().report = Some(report);
-                shutdown.bell.notify_all();
-            })?;
+            let asked_by = Asker::of_this_thread(engine, listeners);
+            let (own, engine, listeners) = (self.clone(), engine.clone(), listeners.clone());
+            let end = Arc::new(move || {
+                let report = own.end(&engine, &listeners, started, asked_by);
+                own.state.lock().report = Some(report);
+                own.bell.notify_all();
+            });
+            let other = end.clone();
+            if let Err(error) = spawn("stepwell-shutdown", move || other()) {
+                log::warn!("the thread that asked for the end brings it about: {error}");
+                end();
+            }
             state = self.state.lock();
         }
         loop {

@@ -1,5 +1,6 @@
 //! What becomes of claims: begun, gone on with, ended, given back. L3.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::Engine;
@@ -83,6 +84,29 @@ impl Engine {
             self.give_back_paused();
         } else {
             self.offer(Offer::of(&row));
+        }
+    }
+
+    /// Makes the plans of due jobs that have none: those that came from outside. The user's code may be slow and may call the queue,
+    /// which would wait for us: we lead.
+    pub(super) fn plan(&self, unplanned: Vec<(JobId, Arc<str>, String)>) {
+        let Some(me) = self.me.upgrade() else { return };
+        let unplanned = Arc::new(unplanned);
+        let jobs = unplanned.clone();
+        if let Err(error) = me.thread("stepwell-plan", move |engine| engine.make_plans(&jobs)) {
+            log::warn!("plans are made with everybody waiting: {error}");
+            self.make_plans(&unplanned);
+        }
+    }
+
+    fn make_plans(&self, unplanned: &[(JobId, Arc<str>, String)]) {
+        for (id, job_type, input) in unplanned {
+            let plan = match self.registry.get(job_type).map(|def| def.resolve(input)) {
+                Some(Ok(resolved)) => Ok(resolved.plan),
+                Some(Err(error)) => Err(error.to_string()),
+                None => Err(format!("job type {job_type:?} is not registered")),
+            };
+            self.committer.post(Op::SetPlan { id: *id, plan });
         }
     }
 

@@ -149,14 +149,8 @@ impl Host for Engine {
         for attempted in &recorded {
             self.with_outlet(|outlet| outlet.recorded(attempted));
         }
-        for (id, job_type, input) in unplanned {
-            // The user's code, with no lock held.
-            let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
-                Some(Ok(resolved)) => Ok(resolved.plan),
-                Some(Err(error)) => Err(error.to_string()),
-                None => Err(format!("job type {job_type:?} is not registered")),
-            };
-            self.committer.post(Op::SetPlan { id, plan });
+        if !unplanned.is_empty() {
+            self.plan(unplanned);
         }
     }
 

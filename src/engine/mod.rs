@@ -18,6 +18,7 @@ use crate::bus::Bus;
 use crate::committer::Committer;
 use crate::config::{Config, Location};
 use crate::engine::health::StoreHealth;
+use crate::error::panic_message;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId, JobStatus};
@@ -29,7 +30,6 @@ use crate::phase::Registry;
 use crate::phase::stop::StopReason;
 use crate::pool::{Desk, Pool};
 use crate::retention::Pruner;
-use crate::runner::panic_message;
 use crate::scheduler::{Backlog, Window};
 use crate::store::memory::MemoryStore;
 use crate::store::ops::{Claimable, Claimed, Op, PlannedJob, Recover};
@@ -149,7 +149,10 @@ impl Engine {
             engine.open_outlet(open)?;
         }
         // Last: once there are threads, the engine goes only by a shutdown.
-        engine.start(wake)?;
+        if let Err(error) = engine.start(wake) {
+            engine.abort();
+            return Err(error);
+        }
         // What waited in the file before.
         engine.with_outlet(|outlet| outlet.look());
         Ok(engine)
@@ -252,27 +255,30 @@ impl Engine {
         for _ in 0..self.config.workers {
             self.start_worker()?;
         }
+        if let Some(wake) = wake {
+            let stopper = wake.stopper().map_err(|error| {
+                Error::new(ErrorKind::Storage, "the wake-up socket cannot be used")
+                    .with_source(error)
+            })?;
+            let thread = self.thread("stepwell-wake", move |engine| engine.listen(&wake))?;
+            self.threads.lock().wake = Some((thread, stopper));
+        }
+        // Last: from now on jobs are claimed.
         let committer = self.thread("stepwell-commit", |engine| engine.committer.run(engine))?;
+        self.threads.lock().committer = Some(committer);
         let me = self.me.clone();
         self.clock
             .on_step(move || me.upgrade().map(|engine| engine.committer.ring()).is_some());
-        let wake = match wake {
-            Some(wake) => {
-                let stopper = wake.stopper().map_err(|error| {
-                    Error::new(ErrorKind::Storage, "the wake-up socket cannot be used")
-                        .with_source(error)
-                })?;
-                Some((
-                    self.thread("stepwell-wake", move |engine| engine.listen(&wake))?,
-                    stopper,
-                ))
-            }
-            None => None,
-        };
-        let mut threads = self.threads.lock();
-        threads.committer = Some(committer);
-        threads.wake = wake;
         Ok(())
+    }
+
+    /// A thread could not be had: those that were started end, and the file is let go. Nothing has been claimed yet.
+    fn abort(&self) {
+        self.stop_intake();
+        self.stop_workers();
+        self.stop_threads();
+        self.pool.join(|| self.live.inside_count());
+        self.close_store();
     }
 
     fn open_outlet(&self, open: OpenOutlet) -> Result<()> {
@@ -554,22 +560,4 @@ impl State {
 }
 
 #[cfg(all(test, not(stepwell_shuttle)))]
-mod tests {
-    use std::collections::HashSet;
-
-    use crate::config::Retention;
-    use crate::engine::State;
-    use crate::retention::Pruner;
-    use crate::time::Timestamp;
-
-    /// A queue that was resumed while the bell of a client was answered stayed paused, whatever its file said.
-    #[test]
-    fn an_older_look_at_what_is_paused_does_not_undo_a_later_one() {
-        let pruner = Pruner::new(Retention::default(), Timestamp::default());
-        let mut state = State::new(pruner);
-        let (older, later) = (state.next_look(), state.next_look());
-        state.take_pauses(later, false, HashSet::new());
-        state.take_pauses(older, true, HashSet::new());
-        assert!(!state.is_paused);
-    }
-}
+mod tests;

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::runner::panic_message;
+use crate::error::panic_message;
 use crate::shutdown::Outlet;
 use crate::sync::{JoinHandle, Mutex, pause, spawn, unbounded};
 use crate::time::monotonic;

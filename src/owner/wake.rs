@@ -90,7 +90,7 @@ mod unix {
         /// Blocks until somebody rings, and takes in what has queued up meanwhile.
         pub(crate) fn wait(&self) -> Wake {
             let mut byte = [0; 1];
-            let received = self.socket.recv(&mut byte);
+            let received = uninterrupted(|| self.socket.recv(&mut byte));
             if self.is_stopped.load(Ordering::Acquire) {
                 return Wake::Stopped;
             }
@@ -145,6 +145,27 @@ mod unix {
     }
 
     /// Sockets have short names. On Linux a long one is reached through its opened directory.
+    /// Again, as often as a signal ends the call whose handler does not ask for calls to go on.
+    fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+        loop {
+            match call() {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    #[test]
+    fn a_signal_ends_no_wait() {
+        use std::io::{Error, ErrorKind::Interrupted};
+        let mut signals = 2;
+        let mut call = || {
+            signals -= 1;
+            (signals == 0).then_some(7).ok_or(Error::from(Interrupted))
+        };
+        assert_eq!(uninterrupted(&mut call).ok(), Some(7));
+    }
+
     fn with_short_path<T>(
         path: &Path,
         act: impl FnOnce(&Path) -> std::io::Result<T>,

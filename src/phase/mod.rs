@@ -9,13 +9,14 @@ pub(crate) mod stop;
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, panic_message};
 use crate::job::{ErrorCause, PhaseName};
 use crate::phase::context::{Attempt, PhaseContext};
 use crate::phase::registry::Phases;
@@ -323,7 +324,8 @@ impl<I: DeserializeOwned + 'static> JobType<I> {
     }
 
     /// A job type whose phases are computed from each job's input, when it is enqueued and again when it runs: `plan` must
-    /// give the same answer for the same input. One handler runs them all; [`PhaseContext::phase`] tells which.
+    /// give the same answer for the same input. It is called with no lock held; if it panics, the job cannot be planned. One handler
+    /// runs all phases; [`PhaseContext::phase`] tells which.
     #[must_use]
     pub fn planned<T: Serialize>(
         name: impl Into<Arc<str>>,
@@ -342,7 +344,12 @@ impl<I: DeserializeOwned + 'static> JobType<I> {
             let input: I = serde_json::from_str(json).map_err(|error| {
                 invalid("its input cannot be decoded".to_owned()).with_source(error)
             })?;
-            plan(&input).map_err(invalid)
+            let planned = catch_unwind(AssertUnwindSafe(|| plan(&input)));
+            planned
+                .unwrap_or_else(|panic| {
+                    Err(format!("its plan panicked: {}", panic_message(&*panic)))
+                })
+                .map_err(invalid)
         });
         JobType::with(
             name,

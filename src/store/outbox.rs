@@ -153,8 +153,8 @@ pub(crate) trait OutboxReader: Send + Sync {
     fn waiting(&self) -> Result<Vec<(i64, Timestamp)>>;
     /// When the first delivery of an endpoint may be sent.
     fn next_of(&self, endpoint_id: i64) -> Result<Option<Timestamp>>;
-    /// The first deliveries of an endpoint that may be sent now.
-    fn sendable(&self, endpoint_id: i64, now: Timestamp, limit: usize) -> Result<Vec<DeliveryRow>>;
+    /// The first deliveries of an endpoint, by the time from which on they may be sent. Not those that wait for another one.
+    fn sendable(&self, endpoint_id: i64, limit: usize) -> Result<Vec<DeliveryRow>>;
     /// A page of deliveries, newest first, with ids below `before`. Looks at a bounded number of rows.
     fn deliveries(
         &self,

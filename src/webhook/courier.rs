@@ -95,7 +95,11 @@ impl Courier {
         drop(inbox);
         self.bell.notify_one();
         if is_first && let Err(error) = self.start() {
-            log::error!("no webhook can be sent, its threads cannot be started: {error}");
+            log::error!("a thread that sends webhooks cannot be started: {error}");
+            if self.threads.lock().is_empty() {
+                // It is tried again when there is more to send.
+                self.inbox.lock().is_started = false;
+            }
         }
     }
 
@@ -130,12 +134,16 @@ impl Courier {
                 return None;
             }
             let now = self.office.clock.now();
+            let again = now.after(READ_PAUSE);
             let wake = match dispatch.take(&*self.office.reader, now) {
                 Ok(Taken::Task(task)) => return Some(task),
+                Ok(Taken::Nothing(wake)) if dispatch.must_look => {
+                    wake.min(Some(again)).or(Some(again))
+                }
                 Ok(Taken::Nothing(wake)) => wake,
                 Err(error) => {
                     log::warn!("the outbox cannot be read, this is tried again: {error}");
-                    Some(now.after(READ_PAUSE))
+                    Some(again)
                 }
             };
             self.wait(&dispatch, wake, now);
@@ -162,13 +170,10 @@ impl Courier {
         for id in inbox.stuck.drain(..) {
             dispatch.stuck(id);
         }
-        let look = std::mem::take(&mut inbox.look);
+        let look = std::mem::take(&mut inbox.look) || dispatch.must_look;
         drop(inbox);
-        if look {
-            match self.office.reader.waiting() {
-                Ok(waiting) => dispatch.look(&waiting),
-                Err(error) => log::warn!("the outbox cannot be read: {error}"),
-            }
+        if look && let Err(error) = dispatch.look(&*self.office.reader) {
+            log::warn!("the outbox cannot be read, this is tried again: {error}");
         }
         true
     }
@@ -292,11 +297,10 @@ impl Outlet for Courier {
 
     fn look(&self) {
         let is_started = self.inbox.lock().is_started;
+        // What cannot be read may be there.
         let has_some = || {
-            self.office
-                .reader
-                .waiting()
-                .is_ok_and(|waiting| !waiting.is_empty())
+            let waiting = self.office.reader.waiting();
+            waiting.map_or(true, |waiting| !waiting.is_empty())
         };
         if is_started || has_some() {
             self.tell(|inbox| inbox.look = true);

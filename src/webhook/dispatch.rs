@@ -40,6 +40,8 @@ pub(super) struct Dispatch {
     suspects_max: usize,
     /// Only what was never tried is taken.
     pub(super) is_draining: bool,
+    /// Everything is to be looked at anew, and could not be read.
+    pub(super) must_look: bool,
 }
 
 /// A host with a try under way, or one that has failed.
@@ -126,13 +128,16 @@ impl Dispatch {
     }
 
     /// Looks at everything anew.
-    pub(super) fn look(&mut self, waiting: &[(i64, Timestamp)]) {
-        for (endpoint_id, _) in waiting {
-            self.arrived(*endpoint_id);
+    pub(super) fn look(&mut self, reader: &dyn OutboxReader) -> Result<()> {
+        self.must_look = true;
+        for (endpoint_id, _) in reader.waiting()? {
+            self.arrived(endpoint_id);
         }
         for place in self.endpoints.values_mut() {
             place.next = Next::Unknown;
         }
+        self.must_look = false;
+        Ok(())
     }
 
     /// A try has ended.
@@ -229,20 +234,14 @@ impl Dispatch {
                 if host.is_some_and(|host| self.is_busy(&host)) {
                     return Ok(Turn::Pass);
                 }
-                let task = self.take_of(id, reader, now)?;
-                Ok(task.map_or(Turn::Pass, |task| Turn::Take(Box::new(task))))
+                self.take_of(id, reader, now)
             }
         }
     }
 
-    fn take_of(
-        &mut self,
-        id: i64,
-        reader: &dyn OutboxReader,
-        now: Timestamp,
-    ) -> Result<Option<Task>> {
+    fn take_of(&mut self, id: i64, reader: &dyn OutboxReader, now: Timestamp) -> Result<Turn> {
         let Some(place) = self.endpoints.get_mut(&id) else {
-            return Ok(None);
+            return Ok(Turn::Pass);
         };
         let endpoint = match reader.find_endpoint(id)? {
             // One of jobs cannot be enabled by hand: what waits for it is given up.
@@ -250,12 +249,12 @@ impl Dispatch {
             // What waits for it goes when it is enabled.
             Some(_) | None => {
                 place.next = Next::Never;
-                return Ok(None);
+                return Ok(Turn::Pass);
             }
         };
         let more = if self.is_draining { DRAIN_SCAN } else { 2 };
         let stuck = self.stuck.iter().filter(|(stuck, _)| *stuck == id).count();
-        let rows = reader.sendable(id, now, place.under_way + stuck + more)?;
+        let rows = reader.sendable(id, place.under_way + stuck + more)?;
         let is_free = |row: &DeliveryRow| {
             let mut others = self.under_way.values();
             let is_under_way =
@@ -264,12 +263,16 @@ impl Dispatch {
         };
         let is_wanted = |row: &&DeliveryRow| (!self.is_draining || row.tries == 0) && is_free(row);
         let Some(delivery) = rows.iter().find(is_wanted).cloned() else {
-            return Ok(None);
+            return Ok(Turn::Pass);
         };
+        if let Some(at) = delivery.next_at.filter(|at| *at > now) {
+            // What was due before it is under way, or stuck, and may be so for long.
+            return Ok(Turn::Wait(at));
+        }
         let host: Arc<str> = host_of(&delivery.url).into();
         place.host = Some(host.clone());
         if self.is_busy(&host) {
-            return Ok(None);
+            return Ok(Turn::Pass);
         }
         self.hosts.entry(host.clone()).or_default().under_way += 1;
         if let Some(place) = self.endpoints.get_mut(&id) {
@@ -285,7 +288,7 @@ impl Dispatch {
                 host,
             },
         );
-        Ok(Some(Task { delivery, endpoint }))
+        Ok(Turn::Take(Box::new(Task { delivery, endpoint })))
     }
 
     /// Whether a host gets no try more at present.
@@ -316,251 +319,4 @@ fn host_of(url: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::delivery::{DeliveryStatus, DeliveryTry, EndpointSpec, Kinds};
-    use crate::error::{Error, ErrorKind};
-    use crate::event::EventKind;
-    use crate::store::outbox::DeliveryFilter;
-    use crate::sync::Mutex;
-
-    /// An outbox of one pending delivery for each endpoint: its number is the endpoint's, its URL is given.
-    struct Outbox {
-        urls: Vec<(i64, String)>,
-        /// This read fails, and none after it.
-        fails: Mutex<usize>,
-        reads: Mutex<usize>,
-    }
-
-    impl Outbox {
-        fn new(urls: impl IntoIterator<Item = String>) -> Outbox {
-            Outbox {
-                urls: (1..).zip(urls).collect(),
-                fails: Mutex::default(),
-                reads: Mutex::default(),
-            }
-        }
-
-        fn read(&self) -> Result<()> {
-            let mut reads = self.reads.lock();
-            *reads += 1;
-            if *self.fails.lock() == *reads {
-                return Err(Error::new(ErrorKind::Storage, "on purpose"));
-            }
-            Ok(())
-        }
-
-        fn dispatch(&self, threads: usize) -> Dispatch {
-            let mut dispatch = Dispatch::new(threads);
-            for (id, _) in &self.urls {
-                dispatch.arrived(*id);
-            }
-            dispatch
-        }
-
-        /// Everything that may be sent now, by number.
-        fn taken(&self, dispatch: &mut Dispatch) -> Vec<i64> {
-            let mut ids = Vec::new();
-            while let Ok(Taken::Task(task)) = dispatch.take(self, at(0)) {
-                ids.push(task.delivery.id.as_i64());
-            }
-            ids
-        }
-    }
-
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_millis(seconds * 1000)
-    }
-
-    fn end(dispatch: &mut Dispatch, id: i64, ending: Ending) {
-        dispatch.ended(DeliveryId::from_i64(id), ending, at(0));
-        dispatch.released(DeliveryId::from_i64(id));
-    }
-
-    impl OutboxReader for Outbox {
-        fn all_endpoints(&self) -> Result<Vec<EndpointRow>> {
-            Ok(Vec::new())
-        }
-
-        fn find_endpoint(&self, id: i64) -> Result<Option<EndpointRow>> {
-            self.read()?;
-            Ok(Some(EndpointRow {
-                id,
-                name: None,
-                spec: EndpointSpec {
-                    url: String::new(),
-                    events: Kinds::all(),
-                    secrets: Vec::new(),
-                },
-                is_enabled: true,
-                problem: None,
-            }))
-        }
-
-        fn waiting(&self) -> Result<Vec<(i64, Timestamp)>> {
-            Ok(Vec::new())
-        }
-
-        fn next_of(&self, _: i64) -> Result<Option<Timestamp>> {
-            self.read()?;
-            Ok(Some(at(0)))
-        }
-
-        fn sendable(&self, id: i64, now: Timestamp, _: usize) -> Result<Vec<DeliveryRow>> {
-            self.read()?;
-            let urls = self
-                .urls
-                .iter()
-                .filter(|(endpoint_id, _)| *endpoint_id == id);
-            let row = |(_, url): &(i64, String)| DeliveryRow {
-                id: DeliveryId::from_i64(id),
-                endpoint_id: id,
-                job_id: JobId::from_i64(id),
-                kind: EventKind::Created,
-                url: url.clone(),
-                body: "{}".into(),
-                status: DeliveryStatus::Pending,
-                tries: 0,
-                next_at: Some(now),
-                created_at: now,
-                finished_at: None,
-                last_status: None,
-                last_error: None,
-            };
-            Ok(urls.map(row).collect())
-        }
-
-        fn deliveries(
-            &self,
-            _: &DeliveryFilter,
-            _: Option<DeliveryId>,
-            _: usize,
-        ) -> Result<(Vec<DeliveryRow>, Option<DeliveryId>)> {
-            Ok((Vec::new(), None))
-        }
-
-        fn find_delivery(&self, _: DeliveryId) -> Result<Option<(DeliveryRow, Vec<DeliveryTry>)>> {
-            Ok(None)
-        }
-    }
-
-    /// The endpoint whose rows could not be read once had no turn any more, until the process was started again.
-    #[test]
-    fn an_endpoint_that_could_not_be_read_has_its_turn_again() {
-        for fails in 1..=3 {
-            let outbox = Outbox::new(["http://a.example/".to_owned()]);
-            *outbox.fails.lock() = fails;
-            let mut dispatch = outbox.dispatch(4);
-            assert!(dispatch.take(&outbox, at(0)).is_err(), "read {fails}");
-            assert_eq!(outbox.taken(&mut dispatch), [1], "read {fails}");
-        }
-    }
-
-    /// With an endpoint of its own for each job no breaker opened: two hosts that never answer held all threads.
-    #[test]
-    fn hosts_that_have_failed_get_half_of_the_threads() {
-        let urls = |host: &str| {
-            let host = host.to_owned();
-            (0..4).map(move |number| format!("http://{host}.example/{number}"))
-        };
-        let outbox = Outbox::new(urls("a").chain(urls("b")).chain(urls("c")));
-        let mut dispatch = outbox.dispatch(4);
-        // Which hosts have something under way.
-        let hosts = |dispatch: &mut Dispatch| {
-            outbox.taken(dispatch);
-            let under_way = dispatch.under_way.values();
-            let mut hosts: Vec<_> = under_way.map(|one| one.host[..1].to_owned()).collect();
-            hosts.sort();
-            hosts.concat()
-        };
-        let end_all = |dispatch: &mut Dispatch, of: &str, ending| {
-            let under_way = dispatch.under_way.iter();
-            let ids = under_way.filter(|(_, one)| one.host.starts_with(of));
-            for id in ids.map(|(id, _)| id.as_i64()).collect::<Vec<_>>() {
-                end(dispatch, id, ending);
-            }
-        };
-        assert_eq!(hosts(&mut dispatch), "aabbcc");
-        for (of, ending) in [
-            ("a", Ending::Failed),
-            ("b", Ending::Failed),
-            ("c", Ending::Worked),
-        ] {
-            end_all(&mut dispatch, of, ending);
-        }
-        assert_eq!(hosts(&mut dispatch), "abcc", "one for each suspect");
-        end_all(&mut dispatch, "c", Ending::Failed);
-        assert_eq!(
-            hosts(&mut dispatch),
-            "ab",
-            "half of the threads for all of them"
-        );
-        end_all(&mut dispatch, "a", Ending::Worked);
-        assert_eq!(hosts(&mut dispatch), "aabc", "it is none any more");
-        end_all(&mut dispatch, "b", Ending::Cut);
-        end_all(&mut dispatch, "c", Ending::Cut);
-        assert_eq!(hosts(&mut dispatch), "aabc", "a cut says nothing");
-    }
-
-    /// It was under way for ever: two of them, and their host was sent nothing more, nor did a shutdown find an end.
-    #[test]
-    fn what_cannot_be_recorded_holds_up_no_other() {
-        let outbox = Outbox::new((0..3).map(|number| format!("http://a.example/{number}")));
-        let mut dispatch = outbox.dispatch(4);
-        assert_eq!(outbox.taken(&mut dispatch), [1, 2]);
-        for id in [1, 2].map(DeliveryId::from_i64) {
-            dispatch.ended(id, Ending::Worked, at(0));
-            dispatch.stuck(id);
-        }
-        assert!(!dispatch.has_under_way());
-        assert_eq!(
-            outbox.taken(&mut dispatch),
-            [3],
-            "and they are not sent again"
-        );
-    }
-
-    #[test]
-    fn rows_of_a_host_that_is_busy_are_not_read() {
-        let outbox = Outbox::new((0..1000).map(|number| format!("http://a.example/{number}")));
-        let mut dispatch = outbox.dispatch(4);
-        assert_eq!(outbox.taken(&mut dispatch), [1, 2]);
-        let before = *outbox.reads.lock();
-        dispatch.take(&outbox, at(0)).map(drop).expect("readable");
-        assert_eq!(*outbox.reads.lock(), before);
-        end(&mut dispatch, 1, Ending::Worked);
-        assert_eq!(outbox.taken(&mut dispatch), [3]);
-        let reads = *outbox.reads.lock() - before;
-        assert!(reads < 10, "{reads}");
-    }
-
-    #[test]
-    fn the_hosts_and_endpoints_that_are_remembered_are_bounded() {
-        let count = i64::try_from(SUSPECTS_MAX).expect("small") + 10;
-        let outbox = Outbox::new((0..count).map(|number| format!("http://h{number}.example/")));
-        let mut dispatch = outbox.dispatch(4);
-        for _ in 0..count {
-            for id in outbox.taken(&mut dispatch) {
-                end(&mut dispatch, id, Ending::Failed);
-            }
-        }
-        assert!(
-            dispatch.hosts.len() <= SUSPECTS_MAX,
-            "{}",
-            dispatch.hosts.len()
-        );
-    }
-
-    #[test]
-    fn a_host_is_the_same_in_any_spelling() {
-        for url in [
-            "http://A.example/x",
-            "http://a.example:80",
-            "HTTP://a.EXAMPLE?x",
-            "https://a.example:443/#y",
-        ] {
-            assert_eq!(host_of(url), "a.example", "{url}");
-        }
-        assert_eq!(host_of("http://a.example:443/"), "a.example:443");
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
@@ -114,6 +115,7 @@ pub(crate) fn child(told: &str) -> ! {
         journal,
         tags: 0,
         is_unreadable: false,
+        heard: Arc::default(),
     };
     if how == "template" {
         story.prepare();
@@ -171,6 +173,8 @@ struct Story<'a> {
     tags: u64,
     /// Reads fail.
     is_unreadable: bool,
+    /// The newest event that a callback has heard of.
+    heard: Arc<AtomicI64>,
 }
 
 impl Story<'_> {
@@ -185,11 +189,13 @@ impl Story<'_> {
             .retention(retention)
             .shutdown_timeout(Duration::from_millis(100));
         load::register(&mut builder, &self.journal);
-        let queue = builder.open();
-        if queue.is_ok() {
-            self.journal.line("O child");
+        let queue = builder.open()?;
+        self.journal.line("O child");
+        if self.listens() {
+            let heard = self.heard.clone();
+            queue.on_event(move |event| heard.store(event.seq, Ordering::SeqCst))?;
         }
-        queue
+        Ok(queue)
     }
 
     /// What is there before the scenario begins, made without faults.
@@ -465,11 +471,20 @@ impl Story<'_> {
     }
 
     /// The fault is over: everything ends by itself.
+    /// Callbacks are a part of it.
+    fn listens(&self) -> bool {
+        self.scenario == S::OnePhase
+    }
+
     fn settle(&self, queue: &JobQueue) {
         let is_small = || queue.stats().is_ok_and(|stats| stats.completed <= KEPT);
         let is_done = || is_over(queue) && queue.health().is_good();
         self.until(LONG, || {
             is_done() && (self.scenario != S::Retention || is_small())
+        });
+        let head = || queue.stats().map_or(0, |stats| stats.head_seq);
+        self.until(LONG, || {
+            !self.listens() || self.heard.load(Ordering::SeqCst) == head()
         });
         if let Some(problem) = queue.health().poisoned {
             self.journal.line(&format!("X poisoned {problem}"));

@@ -1,5 +1,6 @@
 //! A client beside the process that runs the jobs: it is noticed at once.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::unbounded;
@@ -188,6 +189,45 @@ fn a_planned_job_from_a_client_is_planned_by_the_process_that_runs_it() {
     let job = harness.wait_for(&queue, bad, JobStatus::Failed);
     assert_eq!(job.errors[0].message, "job type \"planned\": nothing to do");
     assert_sound(&queue);
+}
+
+/// The bug: it was called by whoever commits. One that called the queue waited for itself, and everybody for it; one that
+/// panicked poisoned the queue, also after the next start.
+#[test]
+fn a_plan_may_call_the_queue_and_may_panic() {
+    let harness = Harness::new();
+    let slot: Arc<OnceLock<JobQueue>> = Arc::default();
+    let own = slot.clone();
+    let planned = JobType::planned(
+        "planned",
+        move |is_bad: &bool| {
+            assert!(!is_bad, "no plan for this");
+            let queue = own.get().ok_or("not yet")?;
+            let other = queue.enqueue("plain", &json!(1));
+            other.map_err(|error| error.to_string())?;
+            Ok(JobPlan::new([PhaseSpec::new("a")]))
+        },
+        |_| Ok(Value::Null),
+    );
+    let mut builder = harness.builder();
+    builder.register(plain());
+    builder.register(planned);
+    let queue = builder.open().unwrap();
+    assert!(slot.set(queue.clone()).is_ok());
+    let client = harness.client();
+    let good = client.enqueue("planned", &false).unwrap();
+    let bad = client.enqueue("planned", &true).unwrap();
+    harness.wait_for(&queue, good, JobStatus::Completed);
+    let job = harness.wait_for(&queue, bad, JobStatus::Failed);
+    let says = "job type \"planned\": its plan panicked: no plan for this";
+    assert_eq!(job.errors[0].message, says);
+    assert_refused(queue.enqueue("planned", &true), ErrorKind::InvalidJob, says);
+    assert!(queue.health().is_good());
+    harness.until("the job of the plan is over", || {
+        queue.stats().unwrap().completed >= 2
+    });
+    assert_sound(&queue);
+    queue.shutdown(harness.left()).unwrap();
 }
 
 /// 4 clients on threads of their own, 40 jobs each, beside 2 workers and a caller.

@@ -59,8 +59,71 @@ fn the_other_process_plays_its_part() {
             let _queue = builder.open().unwrap();
             OtherProcess::say("it came through");
         }
+        #[cfg(target_os = "linux")]
+        "few descriptors" => with_few_descriptors(&harness),
         other => panic!("no part is called {other:?}"),
     }
+}
+
+/// Opens the queue again and again, each time with one descriptor more than the time before.
+#[cfg(target_os = "linux")]
+fn with_few_descriptors(harness: &Harness) {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let usual = getrlimit(Resource::Nofile);
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let runs = Arc::new(AtomicUsize::new(0));
+    for more in 0..24 {
+        let inside = runs.clone();
+        let mut builder = harness.builder();
+        register_steps(&mut builder, move |_| {
+            inside.fetch_add(1, Ordering::SeqCst);
+            Err(PhaseError::snooze(std::time::Duration::ZERO))
+        });
+        let few = Some(open + more);
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: few,
+                ..usual
+            },
+        )
+        .unwrap();
+        let opened = builder.open();
+        setrlimit(Resource::Nofile, usual).unwrap();
+        let before = runs.load(Ordering::SeqCst);
+        match opened {
+            Ok(queue) => drop(queue.shutdown(harness.left())),
+            Err(error) => {
+                // Nobody runs on unseen, and nobody holds the file.
+                let queue = harness.open_without_workers();
+                assert_eq!(queue.stats().unwrap().running, 0, "{error}");
+                queue.shutdown(harness.left()).unwrap();
+                assert_eq!(runs.load(Ordering::SeqCst), before, "{error}");
+                OtherProcess::say(&error.to_string());
+            }
+        }
+    }
+    OtherProcess::say("it came through");
+}
+
+/// The bug: workers and the committer had been started when the socket that wakes them could not be had. The queue was not open,
+/// and ran jobs, with nobody to stop it and its file held.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_opening_that_fails_leaves_nobody_behind() {
+    let harness = Harness::new();
+    let client = harness.client();
+    client.enqueue("steps", &Value::Null).unwrap();
+    drop(client);
+    let mut process = OtherProcess::start(&harness, PLAYER, "few descriptors");
+    let said: Vec<String> = std::iter::from_fn(|| process.hear()).collect();
+    assert!(process.wait().success(), "{said:#?}");
+    let of_socket = |line: &&String| line.contains("the wake-up socket cannot be used");
+    assert!(said.iter().any(|line| of_socket(&line)), "{said:#?}");
+    assert_eq!(said.last().map(String::as_str), Some("it came through"));
 }
 
 /// Three phases; the second one does as it is told.

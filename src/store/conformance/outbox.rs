@@ -67,10 +67,10 @@ impl Bench {
     /// What may be sent now, of every endpoint.
     fn sendable(&self) -> Vec<DeliveryRow> {
         let waiting = self.reader.waiting().expect("readable");
-        let rows = waiting
-            .iter()
-            .map(|(id, _)| self.reader.sendable(*id, self.now, 100));
-        rows.flat_map(|rows| rows.expect("readable")).collect()
+        let rows = waiting.iter().map(|(id, _)| self.reader.sendable(*id, 100));
+        let rows = rows.flat_map(|rows| rows.expect("readable"));
+        let is_due = |row: &DeliveryRow| row.next_at.is_some_and(|at| at <= self.now);
+        rows.filter(is_due).collect()
     }
 
     fn attempt(&mut self, row: &DeliveryRow, verdict: Verdict) {

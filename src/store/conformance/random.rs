@@ -527,7 +527,7 @@ fn see_outbox(bench: &Bench, facts: &mut Vec<Fact>) {
     let endpoints = reader.all_endpoints().expect("endpoints");
     let waiting = reader.waiting().expect("what waits");
     for endpoint in &endpoints {
-        let sendable = reader.sendable(endpoint.id, bench.now, 5).expect("a list");
+        let sendable = reader.sendable(endpoint.id, 5).expect("a list");
         let ids = sendable.iter().map(|row| row.id).collect();
         let next = reader.next_of(endpoint.id).expect("readable");
         facts.push(Fact::Sendable(ids, next));

@@ -99,8 +99,8 @@ pub(super) const NEXT_OF: &str = "SELECT next_at_ms FROM delivery
 pub(super) const SELECT_SENDABLE: &str = concat!(
     "SELECT ",
     delivery_columns!(),
-    " FROM delivery WHERE next_at_ms IS NOT NULL AND endpoint_id = ?1 AND next_at_ms <= ?2
-    ORDER BY next_at_ms, id LIMIT ?3"
+    " FROM delivery WHERE next_at_ms IS NOT NULL AND endpoint_id = ?1
+    ORDER BY next_at_ms, id LIMIT ?2"
 );
 pub(super) const LIST: &str = concat!(
     "SELECT ",
@@ -292,11 +292,8 @@ impl OutboxReader for Readers {
         Ok(next.map(Timestamp::from_millis))
     }
 
-    fn sendable(&self, endpoint_id: i64, now: Timestamp, most: usize) -> Result<Vec<DeliveryRow>> {
-        self.with(|conn, _| {
-            let params = params![endpoint_id, now.as_millis(), limit(most)];
-            deliveries(conn, SELECT_SENDABLE, params)
-        })
+    fn sendable(&self, endpoint_id: i64, most: usize) -> Result<Vec<DeliveryRow>> {
+        self.with(|conn, _| deliveries(conn, SELECT_SENDABLE, params![endpoint_id, limit(most)]))
     }
 
     fn deliveries(

@@ -1,0 +1,231 @@
+//! What the engine makes of commits, looked at from inside.
+
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::committer::Host;
+use crate::config::{Config, Location, Retention};
+use crate::delivery::{DeliveryId, EndpointSpec, Kinds};
+use crate::engine::{Engine, State};
+use crate::error::{Error, ErrorKind};
+use crate::event::EventKind;
+use crate::job::{JobId, JobStatus};
+use crate::live::Offer;
+use crate::new_job::NewJob;
+use crate::outlet::{Office, OpenOutlet, Outlet};
+use crate::phase::stop::StopReason;
+use crate::phase::{JobType, Phase, Registry};
+use crate::retention::Pruner;
+use crate::store::Details;
+use crate::store::ops::{Claimed, Op, PlannedJob, Settle, Source};
+use crate::store::outbox::{Attempted, Verdict};
+use crate::sync::{Mutex, Receiver, Sender, unbounded};
+use crate::time::{Clock, Timestamp};
+use crate::transition::{self, Flags, Input, JobRow};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Writes down what it is told.
+struct Stub {
+    engine: OnceLock<Weak<Engine>>,
+    /// How many jobs were under way each time.
+    arrived: (Sender<usize>, Receiver<usize>),
+    not_recorded: Mutex<Vec<DeliveryId>>,
+}
+
+impl Outlet for Stub {
+    fn arrived(&self, _: &[i64]) {
+        let engine = self.engine.get().and_then(Weak::upgrade);
+        let under_way = engine.map_or(0, |engine| engine.live.len());
+        self.arrived
+            .0
+            .send(under_way)
+            .expect("we hold the other end");
+    }
+
+    fn recorded(&self, _: &Attempted) {}
+
+    fn not_recorded(&self, attempted: &Attempted) {
+        self.not_recorded.lock().push(attempted.id);
+    }
+
+    fn look(&self) {}
+
+    fn drain(&self) {}
+
+    fn is_drained(&self) -> bool {
+        true
+    }
+
+    fn close(&self, _: Duration) {}
+}
+
+/// A queue in memory whose jobs end at once, and what its outlet was told. Without workers if nothing is to run.
+fn open(workers: usize) -> (Arc<Engine>, Arc<Stub>) {
+    let mut registry = Registry::default();
+    let job_type = JobType::<Value>::new("job").phase(Phase::<()>::new("one"), |_| Ok(()));
+    registry.add(job_type.into_def()).expect("a sound type");
+    let mut config = Config::new(Location::Memory);
+    config.workers = workers;
+    let stub = Arc::new(Stub {
+        engine: OnceLock::new(),
+        arrived: unbounded(),
+        not_recorded: Mutex::default(),
+    });
+    let outlet = stub.clone();
+    let open: OpenOutlet = Box::new(move |_: Office| outlet as Arc<dyn Outlet>);
+    let engine = Engine::open(config, registry, Clock::system(), Some(open)).expect("it opens");
+    assert!(stub.engine.set(Arc::downgrade(&engine)).is_ok());
+    (engine, stub)
+}
+
+fn close(engine: &Engine) {
+    engine.stop_intake();
+    engine.live.close();
+    engine.stop_workers();
+    engine.stop_threads();
+    engine.close_store();
+}
+
+/// A job that was claimed, by whoever calls.
+fn claimed() -> (JobRow, Claimed) {
+    let now = Timestamp::from_millis(1_800_000_000_000);
+    let pending = JobRow {
+        id: JobId::from_i64(7),
+        type_id: 1,
+        plan_id: 1,
+        status: JobStatus::Pending,
+        priority: 0,
+        run_at: now,
+        epoch: 0,
+        attempt: 0,
+        phase_index: 0,
+        phase_count: 1,
+        phase_attempt: 0,
+        crash_count: 0,
+        created_at: now,
+        started_at: None,
+        phase_started_at: None,
+        finished_at: None,
+        deadline: None,
+        last_seq: 1,
+        flags: Flags::default(),
+    };
+    let row = transition::decide(&pending, &Input::Claim, now)
+        .expect("it may be claimed")
+        .after;
+    let job_type: Arc<str> = "job".into();
+    let plan = [crate::job::PhaseName::new("one")].into();
+    let details = Details::default();
+    let claimed = Claimed {
+        row,
+        job_type,
+        plan,
+        details,
+    };
+    (row, claimed)
+}
+
+/// A queue that was resumed while the bell of a client was answered stayed paused, whatever its file said.
+#[test]
+fn an_older_look_at_what_is_paused_does_not_undo_a_later_one() {
+    let pruner = Pruner::new(Retention::default(), Timestamp::default());
+    let mut state = State::new(pruner);
+    let (older, later) = (state.next_look(), state.next_look());
+    state.take_pauses(later, false, HashSet::new());
+    state.take_pauses(older, true, HashSet::new());
+    assert!(!state.is_paused);
+}
+
+/// A shutdown between the two found nothing under way and nothing to send: the last deliveries waited for the next start.
+#[test]
+fn deliveries_of_the_end_are_told_before_the_job_is_over() {
+    let (engine, stub) = open(1);
+    let mut job = NewJob::new("job", &1).expect("JSON");
+    job.endpoints = vec![EndpointSpec {
+        url: "http://a.example/".to_owned(),
+        events: Kinds::of([EventKind::Completed]),
+        secrets: Vec::new(),
+    }];
+    let plan = None;
+    engine
+        .call(Op::Enqueue(vec![PlannedJob { job, plan }]))
+        .expect("it is stored");
+    assert_eq!(stub.arrived.1.recv_timeout(PATIENCE), Ok(1), "under way");
+    close(&engine);
+}
+
+/// A delivery whose outcome could not be recorded in a commit of its own was under way for ever.
+#[test]
+fn the_outlet_is_told_what_cannot_be_recorded() {
+    let (engine, stub) = open(0);
+    let id = DeliveryId::from_i64(5);
+    let attempted = Attempted {
+        id,
+        at: engine.clock.now(),
+        took_ms: 1,
+        status: Some(200),
+        error: None,
+        answer: None,
+        verdict: Verdict::Delivered,
+    };
+    engine.refused(&Op::Attempted(attempted), &damaged());
+    assert_eq!(*stub.not_recorded.lock(), [id]);
+    close(&engine);
+}
+
+fn damaged() -> Error {
+    Error::new(ErrorKind::Corrupt, "on purpose")
+}
+
+/// Its job could be claimed again, and entered by a second handler.
+#[test]
+fn a_handler_whose_timeout_cannot_be_recorded_is_inside_still() {
+    let (engine, _) = open(0);
+    let (row, claimed) = claimed();
+    engine.begin(claimed);
+    let now = engine.clock.now();
+    assert!(engine.live.take(Offer::of(&row), now).is_some());
+    let timeout = Settle {
+        is_from: Source::Supervisor(StopReason::Timeout),
+        ..Settle::void(&row, Input::HandlerCancelled { epoch: row.epoch })
+    };
+    engine.refused(&Op::Settle(timeout), &damaged());
+    assert_eq!((engine.live.len(), engine.live.inside_count()), (0, 1));
+    assert_eq!(engine.live.zombies(), HashSet::from([row.id]));
+    assert!(engine.live.returned(row.id, row.epoch).is_some());
+    close(&engine);
+}
+
+/// Claims in the commit of a pause were entered after it had been answered.
+#[test]
+fn a_claim_of_what_is_paused_is_given_back() {
+    let (engine, _) = open(0);
+    engine.state.lock().is_paused = true;
+    let (row, of_queue) = claimed();
+    engine.begin(of_queue);
+    assert!(
+        engine
+            .live
+            .take(Offer::of(&row), engine.clock.now())
+            .is_none()
+    );
+    {
+        let mut state = engine.state.lock();
+        state.is_paused = false;
+        state.paused_types = HashSet::from(["job".into()]);
+    }
+    let (_, of_type) = claimed();
+    engine.begin(of_type);
+    assert!(
+        engine
+            .live
+            .take(Offer::of(&row), engine.clock.now())
+            .is_none()
+    );
+    assert_eq!(engine.live.len(), 0);
+    close(&engine);
+}
