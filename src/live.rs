@@ -169,6 +169,7 @@ impl State {
         }
         let zombie = Zombie {
             flag: entry.flag,
+            phase_index: entry.row.phase_index,
             has_overstayed: false,
             is_abandoned: false,
         };
@@ -251,6 +252,7 @@ pub(crate) struct Returned {
 
 struct Zombie {
     flag: Arc<StopFlag>,
+    phase_index: u32,
     /// It did not stop when it was told to.
     has_overstayed: bool,
     /// Its worker was replaced.
@@ -368,10 +370,14 @@ impl LiveTable {
     /// gone now.
     pub(crate) fn handed_in(&self, phase: Offer) -> Option<Returned> {
         let mut state = self.0.lock();
-        // It may be on disk already, and somebody in the next phase.
+        // It may be on disk already, and somebody in the next phase, or that one's claim over.
         let entry = state.runs.get_mut(&phase.id);
         if let Some(entry) = entry.filter(|entry| Offer::of(&entry.row) == phase) {
             entry.is_handed_in = entry.entered_at.is_some();
+        }
+        let zombie = state.zombies.get(&(phase.id, phase.epoch))?;
+        if zombie.phase_index != phase.phase_index {
+            return None;
         }
         state.returned(phase.id, phase.epoch)
     }

@@ -244,8 +244,10 @@ fn an_outcome_that_is_handed_in_says_nothing_of_the_next_phase() {
     assert!(live.take(Offer::of(&second(1)), at(2)).is_some());
     assert_eq!(live.handed_in(first(1)), None);
     assert_eq!(live.inside_count(), 1);
-    assert_eq!(live.handed_in(Offer::of(&second(1))), None);
-    assert_eq!(live.inside_count(), 0);
+    assert_eq!(live.end(ID, StopReason::Cancelled, at(3)), Left::Zombie);
+    assert_eq!(live.handed_in(first(1)), None, "another handler's");
+    assert_eq!(live.inside_count(), 1);
+    assert!(live.returned(ID, 1).is_some());
     // The claim ends between the look and the outcome: the handler has left all the same.
     assert_eq!(insert(&live, 2, at(3)), Left::Nothing);
     assert!(live.take(first(2), at(3)).is_some());

@@ -228,13 +228,19 @@ fn no_more_workers_are_replaced_than_allowed_and_the_pool_comes_back() {
 #[test]
 fn when_one_has_returned_the_next_worker_is_replaced() {
     let scene = scene(1);
-    for _ in 1..=2 {
+    let [_, waits] = [(); 2].map(|()| {
         let id = scene.stuck();
         assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
+        let job = scene.quick.job(&Value::Null).unwrap().delay(S);
+        let waits = scene.queue.enqueue_job(job).unwrap().id;
         scene.harness.clock().advance(2 * S);
         scene.wait_abandoned(1);
-    }
-    let waits = scene.quick.enqueue(&Value::Null).unwrap();
+        // Claimed by whoever has looked for alarms before.
+        scene
+            .harness
+            .wait_event(&scene.queue, waits, EventKind::PhaseStarted);
+        waits
+    });
     // The handler that came first, whose worker was replaced and ends; the other one goes on for ever.
     scene.gate.open();
     scene
