@@ -12,8 +12,9 @@ use crate::job::{JobStatus, PhaseName};
 
 /// Phases that one job can have: the store keeps a phase under `job id * 256 + index`, so that it is found without an index.
 pub(crate) const PHASES_MAX: usize = 256;
-/// What `serde_json` reads back without being told otherwise, and deep enough for any data made by hand.
-pub(crate) const JSON_DEPTH_MAX: usize = 128;
+/// What `serde_json` reads back without being told otherwise (its limit of 128 is the first that it refuses), and deep enough for any
+/// data made by hand.
+pub(crate) const JSON_DEPTH_MAX: usize = 127;
 /// A name is a key of indexes, a field of HTTP streams and a word in a shell: short, and free of special characters.
 pub(crate) const NAME_BYTES_MAX: usize = 128;
 /// A unique key is stored in an index of its own; a URL or a path fits, a document does not.

@@ -5,6 +5,7 @@
 //! come in through private functions where they happen, never through `From`.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What this crate returns where something can go wrong.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -110,7 +111,14 @@ impl std::error::Error for Error {
     }
 }
 
-/// The message of a panic that was caught.
+/// The message of a panic that was caught. Dropping its value may panic again, and is no matter.
+pub(crate) fn panic_text(panic: Box<dyn std::any::Any + Send>) -> String {
+    let text = panic_message(&*panic);
+    catch_unwind(AssertUnwindSafe(|| drop(panic))).ok();
+    text
+}
+
+/// The message of a panic.
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())

@@ -29,7 +29,7 @@ use crate::phase::{Resolved, TypeDef};
 use crate::store::ops::Claimed;
 use crate::sync::Mutex;
 use crate::time::Timestamp;
-use crate::transition::JobRow;
+use crate::transition::{JobRow, Verdict};
 
 /// Results of earlier phases that are kept in memory for later ones; larger ones are read again.
 const RESULT_BYTES_KEPT: usize = 16 * 1024;
@@ -111,6 +111,8 @@ struct Entry {
     entered_at: Option<Timestamp>,
     /// Its handler has returned, and its outcome is posted.
     is_handed_in: bool,
+    /// What becomes of the job at the timeout of the phase, if it has one.
+    on_timeout: Verdict,
     /// Of the phase that is offered or entered: a flag that came too late for one phase must not stop the next.
     flag: Arc<StopFlag>,
 }
@@ -142,11 +144,12 @@ struct Timer {
 
 /// A phase whose time is over.
 pub(crate) struct Due {
-    pub(crate) run: Arc<Run>,
     pub(crate) row: JobRow,
     /// Now, if no worker has been free for it.
     pub(crate) entered_at: Timestamp,
     pub(crate) alarm: Alarm,
+    /// At a timeout.
+    pub(crate) on_timeout: Verdict,
 }
 
 #[derive(Default)]
@@ -285,6 +288,7 @@ impl LiveTable {
             row,
             entered_at: None,
             is_handed_in: false,
+            on_timeout: Verdict::Fail,
             flag: Arc::default(),
         };
         let mut state = self.0.lock();
@@ -316,11 +320,16 @@ impl LiveTable {
         })
     }
 
-    /// Sets the timeout of a phase that was entered; whether it comes before every other alarm.
-    pub(crate) fn set_timeout(&self, task: &Task, at: Timestamp) -> bool {
+    /// Sets the timeout of a phase that was entered, and what becomes of the job then; whether it comes before every other alarm.
+    pub(crate) fn set_timeout(&self, task: &Task, at: Timestamp, verdict: Verdict) -> bool {
+        let phase = Offer::of(&task.row);
         let mut state = self.0.lock();
         let earliest = state.timers.peek().map(|timer| timer.at.0);
-        state.set_timer(Offer::of(&task.row), at, Alarm::PhaseTimeout);
+        let entry = state.runs.get_mut(&phase.id);
+        if let Some(entry) = entry.filter(|entry| Offer::of(&entry.row) == phase) {
+            entry.on_timeout = verdict;
+        }
+        state.set_timer(phase, at, Alarm::PhaseTimeout);
         earliest.is_none_or(|earliest| at < earliest)
     }
 
@@ -477,10 +486,10 @@ impl LiveTable {
                     if let Some(entry) = entry.filter(|entry| timer.is_of(entry)) {
                         entry.flag.set(StopReason::Timeout);
                         due.push(Due {
-                            run: entry.run.clone(),
                             row: entry.row,
                             entered_at: entry.entered_at.unwrap_or(now),
                             alarm: timer.alarm,
+                            on_timeout: entry.on_timeout,
                         });
                     }
                 }

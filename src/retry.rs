@@ -5,10 +5,11 @@
 //! can say what it will be.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, panic_text};
 
 /// How many tries a job gets and how long it waits between them.
 ///
@@ -48,7 +49,9 @@ impl RetryPolicy {
         }
     }
 
-    /// A delay of your own, from the number of tries that have failed (1, 2, ...). It is called on a worker thread.
+    /// A delay of your own, from the number of tries that have failed (1, 2, ...). It is called on a worker thread, with no lock held,
+    /// for the tries that leave another one; with a timeout of the phase before the handler is. If it panics, the longest delay counts
+    /// (see [`cap`](RetryPolicy::cap)).
     #[must_use]
     pub fn custom(delay: impl Fn(u32) -> Duration + Send + Sync + 'static) -> RetryPolicy {
         RetryPolicy {
@@ -97,13 +100,23 @@ impl RetryPolicy {
     pub(crate) fn next_delay(&self, failed: u32, seed: u64) -> Duration {
         let failed = failed.max(1);
         let delay = match &self.backoff {
+            Backoff::Exponential { base, .. } if base.is_zero() => Duration::ZERO,
             Backoff::Exponential { base, factor } => {
                 let exponent = i32::try_from(failed - 1).unwrap_or(i32::MAX);
                 let seconds = base.as_secs_f64() * factor.powi(exponent);
                 Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
             }
             Backoff::Fixed(delay) => *delay,
-            Backoff::Custom(delay) => delay(failed),
+            Backoff::Custom(delay) => {
+                let asked = catch_unwind(AssertUnwindSafe(|| delay(failed)));
+                asked.unwrap_or_else(|panic| {
+                    log::error!(
+                        "the delay after try {failed} panicked: {}",
+                        panic_text(panic)
+                    );
+                    self.cap
+                })
+            }
         };
         let delay = delay.min(self.cap);
         if self.jitter == 0.0 {

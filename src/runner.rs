@@ -49,6 +49,8 @@ pub(crate) fn run(
     result_bytes_max: usize,
 ) -> Outcome {
     hook();
+    // Of a panic that an earlier handler caught itself.
+    PANIC.with(RefCell::take);
     IS_INSIDE.with(|inside| inside.set(true));
     let returned = catch_unwind(AssertUnwindSafe(|| handler(attempt, input)));
     IS_INSIDE.with(|inside| inside.set(false));

@@ -92,6 +92,39 @@ struct State {
     is_asked: bool,
     deadline: Option<Instant>,
     report: Option<ShutdownReport>,
+    /// Handlers and callbacks that wait for the end, and cannot be waited for.
+    handlers: usize,
+    callbacks: usize,
+}
+
+impl State {
+    fn asking(&mut self, asker: Asker) -> Option<&mut usize> {
+        match asker {
+            Asker::Handler => Some(&mut self.handlers),
+            Asker::Callback => Some(&mut self.callbacks),
+            Asker::Other => None,
+        }
+    }
+}
+
+/// Counts one who waits for the end, as long as it does.
+struct Asking<'a>(&'a Shutdown, Asker);
+
+impl Asking<'_> {
+    fn new(shutdown: &Shutdown, asker: Asker) -> Asking<'_> {
+        if let Some(count) = shutdown.state.lock().asking(asker) {
+            *count += 1;
+        }
+        Asking(shutdown, asker)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(count) = self.0.state.lock().asking(self.1) {
+            *count -= 1;
+        }
+    }
 }
 
 impl Shutdown {
@@ -104,15 +137,15 @@ impl Shutdown {
     ) -> Result<ShutdownReport> {
         let started = monotonic();
         let deadline = started + timeout.min(Duration::from_secs(86_400 * 365));
+        let asks = Asking::new(self, Asker::of_this_thread(engine, listeners));
         let mut state = self.state.lock();
         state.deadline = Some(state.deadline.map_or(deadline, |other| other.min(deadline)));
         if !state.is_asked {
             state.is_asked = true;
             drop(state);
-            let asked_by = Asker::of_this_thread(engine, listeners);
             let (own, engine, listeners) = (self.clone(), engine.clone(), listeners.clone());
             let end = Arc::new(move || {
-                let report = own.end(&engine, &listeners, started, asked_by);
+                let report = own.end(&engine, &listeners, started);
                 own.state.lock().report = Some(report);
                 own.bell.notify_all();
             });
@@ -123,18 +156,21 @@ impl Shutdown {
             }
             state = self.state.lock();
         }
-        loop {
+        let answer = loop {
             if let Some(report) = &state.report {
-                return answer(report.clone(), timeout);
+                break answer(report.clone(), timeout);
             }
             let until = state.deadline.unwrap_or(deadline).min(deadline) + OVERRUN_MAX;
             let left = until.saturating_duration_since(monotonic());
             if left.is_zero() {
                 let problem = "the queue is still closing: the disk does not answer";
-                return Err(Error::new(ErrorKind::Timeout, problem));
+                break Err(Error::new(ErrorKind::Timeout, problem));
             }
             self.bell.wait_for(&mut state, left);
-        }
+        };
+        drop(state);
+        drop(asks);
+        answer
     }
 
     /// An outlet to close before the store is.
@@ -174,15 +210,9 @@ impl Shutdown {
     }
 
     /// The steps.
-    fn end(
-        &self,
-        engine: &Arc<Engine>,
-        listeners: &Listeners,
-        started: Instant,
-        asked_by: Asker,
-    ) -> ShutdownReport {
+    fn end(&self, engine: &Arc<Engine>, listeners: &Listeners, started: Instant) -> ShutdownReport {
         let mut report = ShutdownReport::default();
-        let own = usize::from(asked_by == Asker::Handler);
+        let own = || self.state.lock().handlers;
         engine.stop_intake();
         engine.with_outlet(|outlet| outlet.drain());
         // A commit that began before the intake was closed may claim jobs until it ends.
@@ -197,13 +227,13 @@ impl Shutdown {
                 .with_outlet(|outlet| outlet.is_drained())
                 .unwrap_or(true)
         };
-        while !self.is_over(Duration::ZERO) && (!is_done(own) || !is_drained()) {
+        while !self.is_over(Duration::ZERO) && (!is_done(own()) || !is_drained()) {
             pause(LOOK);
         }
         if !is_done(0) {
             let told = engine.tell_to_stop();
             let flagged = monotonic();
-            while !is_done(own) && since(flagged) < FLAG_GRACE {
+            while !is_done(own()) && since(flagged) < FLAG_GRACE {
                 pause(LOOK);
             }
             report.interrupted = told;
@@ -220,8 +250,9 @@ impl Shutdown {
             outlet.close(deadline.unwrap_or(started));
         }
         // A callback that has asked for the end chose to hear no more.
-        report.listeners_cut =
-            asked_by != Asker::Callback && !listeners.join(|| self.is_over(LISTEN_GRACE));
+        let is_asking = || self.state.lock().callbacks > 0;
+        let have_heard = listeners.join(|| is_asking() || self.is_over(LISTEN_GRACE));
+        report.listeners_cut = !have_heard && !is_asking();
         engine.close_store();
         report.took = since(started);
         report

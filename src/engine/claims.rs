@@ -164,7 +164,7 @@ impl Engine {
         };
         let verdict = match due.alarm {
             Alarm::Deadline => Verdict::Fail,
-            Alarm::PhaseTimeout | Alarm::Overstayed => self.verdict(&due.run, &due.row, None),
+            Alarm::PhaseTimeout | Alarm::Overstayed => due.on_timeout,
         };
         let input = Input::PhaseFailed {
             epoch: due.row.epoch,

@@ -96,10 +96,12 @@ impl Engine {
         };
         let timeout = spec(run, resolved, phase_index).and_then(|spec| spec.timeout);
         let timeout_at = timeout.map(|timeout| entered_at.after(timeout));
-        if let Some(at) = timeout_at
-            && self.live.set_timeout(task, at)
-        {
-            self.committer.ring_before(at);
+        if let Some(at) = timeout_at {
+            // Asked now: it may be the user's code, and whoever finds that the time is over leads a commit.
+            let verdict = self.verdict(run, row, None);
+            if self.live.set_timeout(task, at, verdict) {
+                self.committer.ring_before(at);
+            }
         }
         let attempt = Attempt {
             job_id: row.id,
@@ -216,9 +218,14 @@ impl Engine {
                 },
             ),
         };
+        let is_last = match tries {
+            Tries::OfJob { max } => row.attempt >= max,
+            Tries::OfPhase { max } => row.phase_attempt >= max,
+        };
         let seed = row.id.as_i64().unsigned_abs() << 16 ^ row.epoch.unsigned_abs();
         let delay: Duration = match answer {
             Some(Answer::RetryAfter(delay)) => *delay,
+            _ if is_last => Duration::ZERO,
             _ => policy.next_delay(failed, seed),
         };
         let rewind = match answer {

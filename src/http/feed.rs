@@ -289,9 +289,10 @@ impl Feed {
             .iter()
             .map(|event| Arc::new(Frame::new(&self.file_id, event)))
             .collect();
-        // Of a job that is over the end may be pruned, or before `ask.after`.
-        let is_over = frames.last().map_or(was_over, |frame| frame.ends_job())
-            || reader.status(id)?.is_none();
+        // Of a job that is over the end may be pruned, or before `ask.after`, or deliveries may have been told after it.
+        let of_job = frames.iter().rev().find(|frame| !frame.is_about_delivery());
+        let is_over =
+            of_job.map_or(was_over, |frame| frame.ends_job()) || reader.status(id)?.is_none();
         Ok(Past {
             frames: frames
                 .into_iter()

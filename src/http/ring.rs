@@ -37,6 +37,14 @@ impl Frame {
         }
     }
 
+    /// Whether it tells of a delivery, which may end long after its job.
+    pub(super) fn is_about_delivery(&self) -> bool {
+        matches!(
+            self.kind,
+            EventKind::WebhookDelivered | EventKind::WebhookFailed
+        )
+    }
+
     /// Whether a stream of this job ends after it.
     pub(super) fn ends_job(&self) -> bool {
         self.kind.is_terminal() || self.kind == EventKind::Deleted

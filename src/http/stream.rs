@@ -225,6 +225,10 @@ impl Stream {
             self.out.clear();
             self.sent = 0;
             self.out.shrink_to(OUT_MAX);
+        } else if self.sent >= OUT_MAX {
+            // A reader that is never through all of it must not have all of it kept.
+            self.out.drain(..self.sent);
+            self.sent = 0;
         }
     }
 
@@ -238,5 +242,49 @@ impl Stream {
             rest.extend_from_slice(frame::LAST_CHUNK);
         }
         Some(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, EventKind};
+
+    fn frame(seq: Seq) -> Frame {
+        let data = serde_json::json!({"pad": "x".repeat(200)});
+        Frame::new(
+            "file",
+            &Event {
+                seq,
+                kind: EventKind::Created,
+                job_id: crate::job::JobId::from_i64(seq),
+                job_type: "a".into(),
+                at: crate::time::Timestamp::default(),
+                data: data.as_object().cloned().unwrap_or_default(),
+                phase: None,
+                attempt: 0,
+            },
+        )
+    }
+
+    /// One that never took all of it at once had everything kept that it was ever sent.
+    #[test]
+    fn a_slow_reader_costs_no_more_the_longer_it_reads() {
+        let mut ring = Ring::default();
+        let start = Start {
+            filter: Filter::default(),
+            after: 0,
+            preface: Vec::new(),
+            replays_job: false,
+            headers: String::new(),
+        };
+        let mut stream = Stream::new(start, false, &ring);
+        for seq in 1..5000 {
+            ring.push(frame(seq));
+            stream.fill(&ring);
+            stream.took(stream.waiting().len().min(200));
+            assert!(stream.out.len() <= 3 * OUT_MAX, "{}", stream.out.len());
+        }
+        assert!(stream.sent > 0);
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::job::{JobStatus, PhaseName};
 use crate::phase::JobType;
 use crate::store::Details;
-use crate::transition::Flags;
+use crate::transition::{Flags, Verdict};
 
 const ID: JobId = JobId::from_i64(7);
 
@@ -131,8 +131,14 @@ fn a_deadline_tells_the_handler_and_is_told_once() {
 fn a_deadline_also_holds_for_the_next_phase_and_a_timeout_does_not() {
     let live = claimed();
     let task = live.take(first(1), at(1)).unwrap();
-    assert!(live.set_timeout(&task, at(3)), "the earliest alarm");
-    assert!(!live.set_timeout(&task, at(4)), "not the earliest");
+    assert!(
+        live.set_timeout(&task, at(3), Verdict::Fail),
+        "the earliest alarm"
+    );
+    assert!(
+        !live.set_timeout(&task, at(4), Verdict::Fail),
+        "not the earliest"
+    );
     assert!(live.advance(&second(1)));
     assert_eq!(due(&live, at(9)), (vec![], vec![]));
     assert_eq!(due(&live, at(10)), (vec![(Alarm::Deadline, 1)], vec![]));
@@ -142,7 +148,7 @@ fn a_deadline_also_holds_for_the_next_phase_and_a_timeout_does_not() {
 fn a_flag_that_lost_against_its_outcome_does_not_stop_the_next_phase() {
     let live = claimed();
     let task = live.take(first(1), at(1)).unwrap();
-    live.set_timeout(&task, at(3));
+    live.set_timeout(&task, at(3), Verdict::Fail);
     assert_eq!(due(&live, at(3)), (vec![(Alarm::PhaseTimeout, 0)], vec![]));
     assert!(live.advance(&second(1)));
     let next = live.take(Offer::of(&second(1)), at(4)).unwrap();
@@ -219,7 +225,7 @@ fn a_worker_that_could_not_be_replaced_stays_and_is_tried_again() {
 fn nobody_is_inside_while_an_outcome_is_on_its_way_to_the_disk() {
     let live = claimed();
     let task = live.take(first(1), at(1)).unwrap();
-    live.set_timeout(&task, at(3));
+    live.set_timeout(&task, at(3), Verdict::Fail);
     assert_eq!(live.returned(ID, 1), None, "its claim goes on");
     assert_eq!(live.handed_in(first(1)), None);
     // Under way, but neither too late, nor to be told to stop, nor to be cut off.
@@ -290,7 +296,7 @@ fn alarms_of_phases_that_are_over_are_forgotten() {
         };
         assert!(live.advance(&row));
         let task = live.take(Offer::of(&row), at(1)).unwrap();
-        live.set_timeout(&task, far);
+        live.set_timeout(&task, far, Verdict::Fail);
     }
     let count = live.0.lock().timers.len();
     assert!(count <= TIMERS_MIN, "{count} alarms for one job");

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, ErrorKind, Result, panic_message};
+use crate::error::{Error, ErrorKind, Result, panic_text};
 use crate::job::{ErrorCause, PhaseName};
 use crate::phase::context::{Attempt, PhaseContext};
 use crate::phase::registry::Phases;
@@ -341,15 +341,16 @@ impl<I: DeserializeOwned + 'static> JobType<I> {
                     format!("job type {of_type:?}: {problem}"),
                 )
             };
-            let input: I = serde_json::from_str(json).map_err(|error| {
-                invalid("its input cannot be decoded".to_owned()).with_source(error)
-            })?;
-            let planned = catch_unwind(AssertUnwindSafe(|| plan(&input)));
-            planned
-                .unwrap_or_else(|panic| {
-                    Err(format!("its plan panicked: {}", panic_message(&*panic)))
-                })
-                .map_err(invalid)
+            // Decoding and dropping the input is the user's code too.
+            let planned = catch_unwind(AssertUnwindSafe(|| {
+                let input: I = serde_json::from_str(json).map_err(|error| {
+                    invalid("its input cannot be decoded".to_owned()).with_source(error)
+                })?;
+                plan(&input).map_err(invalid)
+            }));
+            planned.unwrap_or_else(|panic| {
+                Err(invalid(format!("its plan panicked: {}", panic_text(panic))))
+            })
         });
         JobType::with(
             name,

@@ -1,5 +1,6 @@
 //! How webhooks are sent, and the endpoints of the configuration. L3.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::webhook::schedule::Schedule;
 use crate::webhook::sender::{Sender, Timeouts};
 
 const THREADS_MAX: usize = 256;
+const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 
 /// By name.
 type Endpoints = Vec<(Arc<str>, EndpointSpec)>;
@@ -99,7 +101,7 @@ impl WebhookConfig {
         self
     }
 
-    /// How long a try may take: to resolve the host's name, to connect, and in all. Defaults to 3 s, 5 s and 15 s.
+    /// How long a try may take: to resolve the host's name, to connect, and in all. Defaults to 3 s, 5 s and 15 s; each 1 ms to 1 day.
     #[must_use]
     pub fn timeouts(
         mut self,
@@ -159,6 +161,8 @@ impl WebhookConfig {
             .filter(|first| !first.is_zero())
         {
             format!("the first delay is {first:?}: the first try is made at once, expected 0")
+        } else if let Some(strange) = self.timeouts.iter().find(|time| !TIMEOUTS.contains(time)) {
+            format!("a timeout is {strange:?}: expected 1 ms to 1 day")
         } else if !(0.0..=1.0).contains(&self.schedule.jitter) {
             format!("jitter is {}: expected 0 to 1", self.schedule.jitter)
         } else if self.is_https_only && !self.are_https {

@@ -56,6 +56,12 @@ pub(super) struct Timeouts {
     pub(super) total: Duration,
 }
 
+impl Timeouts {
+    pub(super) fn iter(&self) -> impl Iterator<Item = Duration> {
+        [self.resolve, self.connect, self.total].into_iter()
+    }
+}
+
 pub(super) struct Sender {
     agent: Agent,
     is_https_only: bool,

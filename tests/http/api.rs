@@ -261,6 +261,13 @@ fn a_job_is_shown_with_its_deliveries_and_they_are_sent_again() {
         }
     };
     let delivery = failed(1);
+    // What was told after the end of the job does not keep its stream open.
+    let mut stream = served.stream(&format!("/jobs/{id}/events"), "");
+    let last = stream.rest().pop().unwrap();
+    assert_eq!(
+        (&last.name[..], stream.is_whole),
+        ("job:webhook:failed", true)
+    );
     let answer = served.get(&format!("/api/jobs/{id}"));
     assert!(!answer.body.contains("token"), "{}", answer.body);
     let shown = &answer.json()["deliveries"][0];

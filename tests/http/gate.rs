@@ -214,6 +214,25 @@ fn clients_that_go_away_at_any_moment_leave_nothing_behind() {
     });
 }
 
+/// The bug: the one thread of the gate read for as long as there was something to read.
+#[test]
+fn a_client_that_keeps_sending_stops_nobody() {
+    let served = Served::new();
+    for path in ["/events", "/nowhere"] {
+        let mut flood = std::net::TcpStream::connect(served.addr).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", served.addr);
+        flood.write_all(head.as_bytes()).unwrap();
+        let sender = std::thread::spawn(move || {
+            // Until the server will have no more of it.
+            while flood.write_all(&[b'x'; 64 * 1024]).is_ok() {}
+        });
+        for _ in 0..20 {
+            assert_eq!(served.get("/healthz").status, 200);
+        }
+        sender.join().unwrap();
+    }
+}
+
 const FEW: &str = "STEPWELL_HTTP_FEW_DESCRIPTORS";
 
 /// In the other process: a server that may open few files. An ordinary run does nothing here.

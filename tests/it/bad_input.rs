@@ -169,10 +169,11 @@ fn json_that_is_too_deep_is_refused() {
     let harness = Harness::new();
     let (queue, jobs) = harness.open(plain("plain"));
     let deep = |levels: usize| (0..levels).fold(Value::Null, |inner, _| json!([inner]));
+    // With one level more it could be written, and never read again.
     assert_refused(
-        jobs.enqueue(&deep(129)),
+        jobs.enqueue(&deep(128)),
         ErrorKind::InvalidJob,
-        "input: its JSON is 129 levels deep, at most 128 are allowed",
+        "input: its JSON is 128 levels deep, at most 127 are allowed",
     );
     let id = jobs.enqueue(&deep(127)).unwrap();
     let job = harness.wait_for(&queue, id, JobStatus::Completed);
@@ -329,7 +330,7 @@ fn a_result_that_cannot_be_kept_fails_the_job_at_once() {
     let job = harness.wait_for(&queue, id, JobStatus::Failed);
     assert_eq!(
         job.errors[0].message,
-        "the result: its JSON is 129 levels deep, at most 128 are allowed"
+        "the result: its JSON is 129 levels deep, at most 127 are allowed"
     );
 }
 

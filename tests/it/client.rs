@@ -191,6 +191,15 @@ fn a_planned_job_from_a_client_is_planned_by_the_process_that_runs_it() {
     assert_sound(&queue);
 }
 
+/// It panics while it is decoded.
+struct Unreadable;
+
+impl<'de> serde::Deserialize<'de> for Unreadable {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Unreadable, D::Error> {
+        panic!("no such input")
+    }
+}
+
 /// The bug: it was called by whoever commits. One that called the queue waited for itself, and everybody for it; one that
 /// panicked poisoned the queue, also after the next start.
 #[test]
@@ -209,18 +218,28 @@ fn a_plan_may_call_the_queue_and_may_panic() {
         },
         |_| Ok(Value::Null),
     );
+    let unreadable = JobType::planned(
+        "unreadable",
+        |_: &Unreadable| Ok(JobPlan::default()),
+        |_| Ok(Value::Null),
+    );
     let mut builder = harness.builder();
     builder.register(plain());
     builder.register(planned);
+    builder.register(unreadable);
     let queue = builder.open().unwrap();
     assert!(slot.set(queue.clone()).is_ok());
     let client = harness.client();
     let good = client.enqueue("planned", &false).unwrap();
     let bad = client.enqueue("planned", &true).unwrap();
+    let worse = client.enqueue("unreadable", &true).unwrap();
     harness.wait_for(&queue, good, JobStatus::Completed);
     let job = harness.wait_for(&queue, bad, JobStatus::Failed);
     let says = "job type \"planned\": its plan panicked: no plan for this";
     assert_eq!(job.errors[0].message, says);
+    let job = harness.wait_for(&queue, worse, JobStatus::Failed);
+    let of_input = "job type \"unreadable\": its plan panicked: no such input";
+    assert_eq!(job.errors[0].message, of_input);
     assert_refused(queue.enqueue("planned", &true), ErrorKind::InvalidJob, says);
     assert!(queue.health().is_good());
     harness.until("the job of the plan is over", || {

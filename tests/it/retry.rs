@@ -1,13 +1,14 @@
 //! Tries after the first: by the policy, by what the handler says, and by hand.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 use stepwell::{
-    BulkAction, CancelOutcome, ErrorCause, ErrorKind, EventKind, JobStatus, JobType, Phase,
-    PhaseError, PhaseStatus, RetryFrom, RetryPolicy,
+    BulkAction, CancelOutcome, ErrorCause, ErrorKind, EventKind, JobQueue, JobStatus, JobType,
+    Phase, PhaseError, PhaseStatus, RetryFrom, RetryPolicy,
 };
 
 use crate::support::{
@@ -231,6 +232,64 @@ fn a_phase_with_its_own_limit_waits_by_the_policy_of_its_type() {
     // The clock stands still: nothing that waits is tried again.
     let job = harness.wait_for(&queue, id, JobStatus::Failed);
     assert_eq!(job.attempt, 3);
+}
+
+/// The bug: a delay was asked for after the last try too, and a panic there lost the outcome and poisoned the queue.
+#[test]
+fn a_delay_of_ones_own_may_panic() {
+    let harness = Harness::new();
+    let waits = [Duration::ZERO, Duration::ZERO];
+    let short = RetryPolicy::custom(move |failed| waits[failed as usize - 1]).max_attempts(3);
+    let broken = RetryPolicy::custom(|_| panic!("no delay")).cap(Duration::ZERO);
+    let fails = |name: &str, policy: RetryPolicy| {
+        JobType::<Value>::new(name)
+            .retry(policy)
+            .phase(ONE, |_| Err::<Value, _>(PhaseError::retry("no")))
+    };
+    let mut builder = harness.builder();
+    let types = [
+        fails("short", short),
+        fails("broken", broken.max_attempts(3)),
+    ];
+    let jobs = types.map(|job_type| builder.register(job_type));
+    let queue = builder.open().unwrap();
+    for jobs in &jobs {
+        let id = jobs.enqueue(&Value::Null).unwrap();
+        let job = harness.wait_for(&queue, id, JobStatus::Failed);
+        assert_eq!((job.attempt, job.errors.len()), (3, 3));
+    }
+    assert!(queue.health().is_good());
+}
+
+/// The bug: at a timeout it was called by whoever commits, and waited for itself when it called the queue.
+#[test]
+fn a_delay_of_ones_own_may_call_the_queue() {
+    let harness = Harness::with_fake_clock();
+    let slot: Arc<OnceLock<JobQueue>> = Arc::default();
+    let (own, gate) = (slot.clone(), Gate::new());
+    let policy = RetryPolicy::custom(move |_| {
+        if let Some(queue) = own.get() {
+            queue.pause_type("another").unwrap();
+        }
+        Duration::ZERO
+    });
+    let inside = gate.clone();
+    let job_type = JobType::<Value>::new("slow")
+        .retry(policy.max_attempts(2))
+        .phase(ONE.timeout(Duration::from_secs(1)), move |cx| {
+            inside.pass(cx);
+            Ok(Value::Null)
+        });
+    let (queue, jobs) = harness.open(job_type);
+    assert!(slot.set(queue.clone()).is_ok());
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    gate.wait(&harness);
+    harness.clock().advance(Duration::from_secs(2));
+    harness.wait_event(&queue, id, EventKind::PhaseFailed);
+    gate.open();
+    gate.open();
+    harness.wait_for(&queue, id, JobStatus::Completed);
+    queue.shutdown(harness.left()).unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The end of a queue: in its order, within its time, from wherever it is asked for.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -313,6 +313,51 @@ fn a_handler_can_shut_its_queue_down() {
     let queue = harness.open_without_workers();
     assert_eq!(queue.status(id).unwrap(), Some(JobStatus::Pending));
     assert_sound(&queue);
+}
+
+/// The bug: only who asked first was not waited for. The other handler waited for the end, and the end for it.
+#[test]
+fn two_handlers_can_shut_their_queue_down() {
+    let harness = Harness::new();
+    let own: Arc<OnceLock<JobQueue>> = Arc::default();
+    let (inside, (tx, took)) = (own.clone(), unbounded());
+    let both = Arc::new(Barrier::new(2));
+    let (queue, jobs) = harness.open(JobType::<Value>::new("end").phase(ONE, move |_| {
+        both.wait();
+        let started = Instant::now();
+        inside.wait().shutdown(Duration::from_secs(3600)).ok();
+        tx.send(started.elapsed()).unwrap();
+        Ok(Value::Null)
+    }));
+    own.set(queue.clone()).unwrap();
+    let ids = [(); 2].map(|()| jobs.enqueue(&Value::Null).unwrap());
+    for _ in ids {
+        let took = harness.recv(&took);
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+    let mut interrupted = queue.wait_closed().interrupted;
+    interrupted.sort();
+    assert_eq!(interrupted, ids);
+}
+
+/// The bug: as above.
+#[test]
+fn a_callback_can_ask_for_the_end_that_another_has_asked_for() {
+    let harness = Harness::new();
+    let (queue, jobs) = harness.open(plain());
+    let (own, hour) = (queue.clone(), Duration::from_secs(3600));
+    queue
+        .on_event(move |event| {
+            if event.kind == EventKind::Completed {
+                own.shutdown(hour).ok();
+            }
+        })
+        .unwrap();
+    let (asked, started) = (queue.clone(), Instant::now());
+    jobs.enqueue(&Value::Null).unwrap();
+    asked.shutdown(hour).ok();
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 #[test]

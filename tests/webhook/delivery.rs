@@ -400,6 +400,12 @@ fn a_configuration_that_cannot_work_is_refused() {
             .contains("the first delay is 60s: the first try is made at once")
     );
     assert!(refused(WebhookConfig::new().jitter(2.0)).contains("jitter is 2"));
+    let second = Duration::from_secs(1);
+    for strange in [Duration::ZERO, Duration::MAX] {
+        let says = format!("a timeout is {strange:?}: expected 1 ms to 1 day");
+        let config = WebhookConfig::new().timeouts(second, second, strange);
+        assert!(refused(config).contains(&says));
+    }
     assert!(
         refused(WebhookConfig::new().endpoint("a b", endpoint())).contains("\"a b\" is not a name")
     );

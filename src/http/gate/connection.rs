@@ -29,6 +29,10 @@ const STALL_TIME: Duration = Duration::from_secs(10);
 const BEAT_TIME: Duration = Duration::from_secs(15);
 /// For a client to read our last words before it gets a reset for what we did not read.
 const LINGER_TIME: Duration = Duration::from_secs(2);
+/// What a client may say on a stream, where it has nothing to say.
+const HEARD_MAX: usize = 64 * 1024;
+/// What a client may send after its answer: the rest of a request that was refused.
+const LINGER_MAX: usize = 1024 * 1024;
 /// What of one answer waits here, so that a slow reader holds up no handler; the rest waits in the kernel and in the handler.
 const ANSWER_MAX: usize = 32 << 20;
 
@@ -74,6 +78,8 @@ pub(super) struct Connection {
     state: State,
     /// There is no time to linger.
     is_closing: bool,
+    /// Bytes that it sent and nobody wanted.
+    ignored: usize,
 }
 
 /// What comes next for a connection that has done what it could.
@@ -87,6 +93,7 @@ pub(super) enum Next {
 }
 
 /// How far reading or writing came.
+#[derive(PartialEq, Eq)]
 enum Io {
     Blocked,
     Ended,
@@ -136,6 +143,7 @@ impl Connection {
                 head: None,
             },
             is_closing: false,
+            ignored: 0,
         }
     }
 
@@ -362,13 +370,9 @@ impl Connection {
 
     fn give_events(&mut self, ring: &Mutex<Ring>) -> io::Result<Option<Next>> {
         // What a client says on a stream is nothing to us; that it has gone is.
-        let mut heard = Vec::new();
-        loop {
-            match read(&mut self.socket, &mut heard, 1024)? {
-                Io::Full => heard.clear(),
-                Io::Blocked => break,
-                Io::Ended => return Ok(Some(Next::Drop)),
-            }
+        match self.ignore(1024, HEARD_MAX)? {
+            Io::Blocked => {}
+            Io::Full | Io::Ended => return Ok(Some(Next::Drop)),
         }
         let State::Streaming(stream) = &mut self.state else {
             return Ok(None);
@@ -430,14 +434,25 @@ impl Connection {
     }
 
     fn linger(&mut self) -> io::Result<Option<Next>> {
+        Ok(Some(match self.ignore(64 * 1024, LINGER_MAX)? {
+            Io::Blocked => Next::Wait,
+            Io::Full | Io::Ended => Next::Drop,
+        }))
+    }
+
+    /// Reads what nobody wants, until there is no more at present. Full when it was more than `max` in all: who sends as fast as we
+    /// read would keep this thread for ever.
+    fn ignore(&mut self, piece: usize, max: usize) -> io::Result<Io> {
         let mut ignored = Vec::new();
-        loop {
-            match read(&mut self.socket, &mut ignored, 64 * 1024)? {
-                Io::Full => ignored.clear(),
-                Io::Blocked => return Ok(Some(Next::Wait)),
-                Io::Ended => return Ok(Some(Next::Drop)),
+        while self.ignored <= max {
+            ignored.clear();
+            let end = read(&mut self.socket, &mut ignored, piece)?;
+            self.ignored += ignored.len();
+            if end != Io::Full {
+                return Ok(end);
             }
         }
+        Ok(Io::Full)
     }
 
     /// Its deadline has passed. False when that is its end.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
+use crate::config::truncate;
 use crate::error::{Error, ErrorKind};
 
 /// What was being done.
@@ -79,8 +80,17 @@ fn is_of_a_value(error: &rusqlite::Error) -> bool {
     )
 }
 
+/// Of a value that is damaged.
+const VALUE_BYTES_SHOWN: usize = 40;
+
 /// A value in a row that we never write.
 pub(super) fn corrupt(table: &str, id: i64, column: &str, value: impl std::fmt::Display) -> Error {
+    // It may be a payload: no more of it than tells what it is.
+    let mut value = value.to_string();
+    if value.len() > VALUE_BYTES_SHOWN {
+        truncate(&mut value, VALUE_BYTES_SHOWN);
+        value.push_str("...");
+    }
     let problem = format!(
         "table {table}, row {id}: column {column} has the value {value}, which stepwell never writes"
     );
