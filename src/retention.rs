@@ -134,6 +134,11 @@ impl Pruner {
         self.look_after(ages.into_iter().flatten().min(), now);
     }
 
+    /// A delivery may have ended at `now`: its age counts from then.
+    pub(crate) fn delivery_ended(&mut self, now: Timestamp) {
+        self.look_after(self.retention.deliveries.age, now);
+    }
+
     /// Events were written at `now`: their age counts from then.
     pub(crate) fn logged(&mut self, now: Timestamp) {
         self.look_after(self.retention.events.age, now);
@@ -340,6 +345,24 @@ mod tests {
         pruner.job_ended(at(500));
         assert_eq!(pruner.deadline(), None, "no rule for jobs");
         pruner.logged(at(500));
+        assert_eq!(pruner.deadline(), Some(at(500).after(day)));
+    }
+
+    /// Nobody looked for them before the next start, or before a job was old.
+    #[test]
+    fn deliveries_grow_old_without_a_rule_for_anything_else() {
+        let day = Duration::from_secs(86_400);
+        let mut pruner = Pruner::new(Retention::forever().deliveries(day), at(0));
+        assert!(
+            pruner
+                .step((0, &[0; 5]), true, at(0), monotonic())
+                .is_some()
+        );
+        pruner.done(&Pruned::default(), Duration::ZERO, at(0), monotonic());
+        pruner.job_ended(at(500));
+        pruner.logged(at(500));
+        assert_eq!(pruner.deadline(), None, "no rule for those");
+        pruner.delivery_ended(at(500));
         assert_eq!(pruner.deadline(), Some(at(500).after(day)));
     }
 }

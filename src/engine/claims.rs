@@ -87,6 +87,23 @@ impl Engine {
         }
     }
 
+    /// Another process may have cancelled what was just claimed, after the commit and before we knew of the claim: who answered its bell
+    /// saw nothing to be told.
+    pub(super) fn look_again(&self, begun: &[JobRow]) {
+        let has_looked = {
+            let state = self.state.lock();
+            state.looks != state.looks_before
+        };
+        for row in begun.iter().filter(|_| has_looked) {
+            if let Err(error) = self.stop_if_over(row.id, row.epoch) {
+                log::warn!(
+                    "job {}: whether it is cancelled cannot be read: {error}",
+                    row.id
+                );
+            }
+        }
+    }
+
     /// Makes the plans of due jobs that have none: those that came from outside. The user's code may be slow and may call the queue,
     /// which would wait for us: we lead.
     pub(super) fn plan(&self, unplanned: Vec<(JobId, Arc<str>, String)>) {

@@ -200,8 +200,10 @@ impl Engine {
         let Ok(resolved) = run.resolved() else {
             return Verdict::Fail;
         };
-        let own =
-            spec(run, resolved, row.phase_index as usize).and_then(|spec| spec.retry.as_ref());
+        // Going back to an earlier phase begins the tries of this one anew: those of the job must end it.
+        let goes_back = matches!(answer, Some(Answer::Rewind(_)));
+        let spec = spec(run, resolved, row.phase_index as usize).filter(|_| !goes_back);
+        let own = spec.and_then(|spec| spec.retry.as_ref());
         let (policy, failed, tries) = match own {
             Some(policy) => (
                 policy,

@@ -26,7 +26,8 @@ impl Host for Engine {
         self.state.lock().backlog.look();
         let (under_way, zombies) = (self.live.len(), self.live.zombies());
         let window = self.window.size();
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.looks_before = state.looks;
         let release = state.release();
         if state.rests() {
             return ClaimRequest {
@@ -119,9 +120,11 @@ impl Host for Engine {
         offers.into_iter().for_each(|offer| self.offer(offer));
         let looked = claims.looked;
         let unplanned = claims.unplanned;
+        let begun: Vec<_> = claims.claimed.iter().map(|claimed| claimed.row).collect();
         for claimed in claims.claimed {
             self.begin(claimed);
         }
+        self.look_again(&begun);
         for (id, _) in claims.ended {
             self.is_over(id, now);
         }
@@ -146,6 +149,9 @@ impl Host for Engine {
         }
         self.bus.ring(committed.head.seq);
         // Only now, so that nobody finds nothing to be done between the end of one and the beginning of the next.
+        if !recorded.is_empty() {
+            self.state.lock().pruner.delivery_ended(now);
+        }
         for attempted in &recorded {
             self.with_outlet(|outlet| outlet.recorded(attempted));
         }

@@ -80,6 +80,8 @@ struct State {
     /// Looks at what is paused: how many were begun, and the number of the one that is believed.
     looks: u64,
     look: u64,
+    /// How many had been begun when the present commit was asked for.
+    looks_before: u64,
     is_stopping: bool,
     /// The store's last failure, until it works again.
     store_health: StoreHealth,
@@ -196,11 +198,12 @@ impl Engine {
 
     fn recovery(&self, predecessor: Option<&Predecessor>) -> Recover {
         let (reason, all_entered) = match predecessor.map(|predecessor| predecessor.end) {
-            Some(PredecessorEnd::MachineWentDown) => (InterruptionReason::MachineWentDown, true),
-            Some(PredecessorEnd::Closed) => (InterruptionReason::Shutdown, false),
-            Some(PredecessorEnd::ProcessDied | PredecessorEnd::None) | None => {
-                (InterruptionReason::ProcessDied, false)
+            // With nothing readable left of it, whatever is running was cut off by a power cut.
+            Some(PredecessorEnd::MachineWentDown | PredecessorEnd::None) => {
+                (InterruptionReason::MachineWentDown, true)
             }
+            Some(PredecessorEnd::Closed) => (InterruptionReason::Shutdown, false),
+            Some(PredecessorEnd::ProcessDied) | None => (InterruptionReason::ProcessDied, false),
         };
         let inside = predecessor
             .map(|predecessor| &predecessor.inside[..])
@@ -380,7 +383,7 @@ impl Engine {
         looked
     }
 
-    fn stop_if_over(&self, id: JobId, epoch: i64) -> Result<()> {
+    pub(crate) fn stop_if_over(&self, id: JobId, epoch: i64) -> Result<()> {
         let is_meant = |(status, claim)| status == JobStatus::Running && claim == epoch;
         if !self.reader.claim(id)?.is_some_and(is_meant) {
             self.end_one(id, epoch, StopReason::Cancelled);
@@ -503,6 +506,7 @@ impl State {
             paused_types: HashSet::new(),
             looks: 0,
             look: 0,
+            looks_before: 0,
             is_stopping: false,
             store_health: StoreHealth::default(),
             claim_failure: None,

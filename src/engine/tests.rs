@@ -22,6 +22,7 @@ use crate::retention::Pruner;
 use crate::store::Details;
 use crate::store::ops::{Claimed, Op, PlannedJob, Settle, Source};
 use crate::store::outbox::{Attempted, Verdict};
+use crate::store::seam::Committed;
 use crate::sync::{Mutex, Receiver, Sender, unbounded};
 use crate::time::{Clock, Timestamp};
 use crate::transition::{self, Flags, Input, JobRow};
@@ -197,6 +198,22 @@ fn a_handler_whose_timeout_cannot_be_recorded_is_inside_still() {
     assert_eq!((engine.live.len(), engine.live.inside_count()), (0, 1));
     assert_eq!(engine.live.zombies(), HashSet::from([row.id]));
     assert!(engine.live.returned(row.id, row.epoch).is_some());
+    close(&engine);
+}
+
+/// Whoever answered the bell of another process that had cancelled the job did not know of the claim yet: its handler was never told.
+#[test]
+fn a_claim_that_another_process_ended_before_we_knew_of_it_is_not_entered() {
+    let (engine, _) = open(0);
+    let now = engine.clock.now();
+    engine.request(&[], now);
+    // It has cancelled and deleted the job since our commit, and rings.
+    engine.follow_bell();
+    let (row, claimed) = claimed();
+    let mut committed = Committed::default();
+    committed.claims.claimed.push(claimed);
+    engine.committed(Vec::new(), &mut committed, Duration::ZERO, now);
+    assert!(engine.live.take(Offer::of(&row), now).is_none());
     close(&engine);
 }
 

@@ -162,9 +162,13 @@ impl Owner {
         ))
     }
 
-    /// The recovery is committed: what the owner before left is void from here on.
+    /// The recovery is committed: what the owner before left is void from here on. Synced, unlike what workers write: after a power
+    /// cut an old header would say that this owner never was, or that it had ended well.
     pub(crate) fn begin(&self) -> Result<()> {
-        self.write_header(false)
+        self.write_header(false)?;
+        self.file.sync_data().map_err(|error| {
+            Error::new(ErrorKind::Storage, "the owner file cannot be synced").with_source(error)
+        })
     }
 
     /// A recorder of what this owner's workers are inside.
@@ -200,11 +204,12 @@ fn look_back(header: &Header, boot_id: &str, slots: &[u8]) -> Predecessor {
     // tried for ever.
     let same_boot = header.boot_id.is_empty() || boot_id.is_empty() || header.boot_id == boot_id;
     let end = match (header.is_closed, same_boot) {
-        (true, _) => PredecessorEnd::Closed,
+        (true, true) => PredecessorEnd::Closed,
         (false, true) => PredecessorEnd::ProcessDied,
-        (false, false) => PredecessorEnd::MachineWentDown,
+        // Also when it says that it was closed: the header of one that came later may not have reached the disk. After a clean end
+        // nothing is running.
+        (_, false) => PredecessorEnd::MachineWentDown,
     };
-    // Also after a clean end: a handler that had been left behind may have gone on until the process was gone.
     let inside = match end {
         PredecessorEnd::ProcessDied => recorder::read(slots, header.generation),
         PredecessorEnd::None | PredecessorEnd::Closed | PredecessorEnd::MachineWentDown => {

@@ -91,6 +91,23 @@ fn after_a_restart_of_the_machine_nothing_is_believed() {
     );
 }
 
+/// What a power cut leaves when the header of the owner that was running had not reached the disk: that of the one before, which had
+/// ended well.
+#[test]
+fn a_header_of_an_earlier_boot_that_says_closed_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("jobs.db");
+    let (owner, _) = Owner::acquire(&db, at(1)).unwrap();
+    owner.begin().unwrap();
+    owner.release();
+    let (_, predecessor) = Owner::acquire_in_boot(&db, "another boot", at(6)).unwrap();
+    assert_eq!(predecessor.end, PredecessorEnd::MachineWentDown);
+    assert_eq!(
+        Owner::acquire(&db, at(6)).unwrap().1.end,
+        PredecessorEnd::Closed
+    );
+}
+
 #[test]
 fn a_torn_or_foreign_file_is_no_evidence() {
     let dir = tempfile::tempdir().unwrap();

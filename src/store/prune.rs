@@ -15,8 +15,9 @@ use crate::time::Timestamp;
 /// A clock that shows less was never set (2020-01-01): what ended "then" says nothing about its age.
 const CLOCK_WAS_SET: Timestamp = Timestamp::from_millis(1_577_836_800_000);
 
-/// Unique keys that are looked at in a step.
-const HOLDERS_MAX: usize = 64;
+/// Unique keys that are looked at in a step. Those that go with their job are gone: these are for the ones that stand for a time, and
+/// there must be more of them than of jobs that a step deletes.
+const HOLDERS_MAX: usize = 256;
 
 /// What a step needs of the open commit.
 pub(crate) trait Delete {

@@ -62,6 +62,12 @@ impl Scene {
         self.harness.clock().advance(5 * S);
         self.harness
             .wait_event_after(&self.queue, id, EventKind::PhaseFailed, head);
+        // The grace begins after the commit.
+        let waits = Hindrance::HandlerNotReturned;
+        self.harness.until("its handler is told", || {
+            let explained = self.queue.explain(id).unwrap();
+            explained.hindrances.contains(&waits)
+        });
         self.harness.clock().advance(2 * S);
     }
 

@@ -292,6 +292,24 @@ fn a_delay_of_ones_own_may_call_the_queue() {
     queue.shutdown(harness.left()).unwrap();
 }
 
+/// The bug: each time the tries of the second phase began anew, and the job never ended.
+#[test]
+fn a_phase_with_its_own_limit_that_goes_back_ends_by_the_limit_of_the_job() {
+    const PATIENT: Phase<Value> = Phase::new("two").max_attempts(3);
+    const NUMBER: Phase<f64> = Phase::new("one");
+    let harness = Harness::new();
+    let job_type = JobType::<Value>::new("back")
+        .retry(at_once(4))
+        // Written as `null`, which is no number.
+        .phase(NUMBER, |_| Ok(f64::NAN))
+        .phase(PATIENT, |cx| Ok(json!(cx.get(NUMBER)?)));
+    let (queue, jobs) = harness.open(job_type);
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    let job = harness.wait_for(&queue, id, JobStatus::Failed);
+    assert_eq!(job.attempt, 4);
+    assert_sound(&queue);
+}
+
 #[test]
 fn an_error_by_question_mark_is_told_with_its_causes() {
     let harness = Harness::new();

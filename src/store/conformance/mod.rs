@@ -5,6 +5,7 @@
 //! the events of every job, replayed, lead to its row.
 
 mod claim;
+mod endpoint;
 mod enqueue;
 mod log;
 mod outbox;
@@ -62,7 +63,8 @@ cases! {
     outbox::no_more_endpoints_are_enabled_than_events_have_room_for,
     outbox::its_deletion_is_told_to_a_job_s_own_endpoint,
     outbox::jobs_with_the_same_endpoint_share_it,
-    outbox::an_endpoint_that_is_gone_is_disabled_and_can_be_enabled,
+    endpoint::one_that_is_gone_is_disabled_and_can_be_enabled,
+    endpoint::what_is_gone_is_the_place_where_it_was,
     outbox::the_endpoint_of_a_job_that_was_never_told_anything_goes_with_it,
     outbox::a_delivery_is_sent_again_from_its_first_try_on,
     outbox::only_the_newest_tries_are_kept,
@@ -150,6 +152,7 @@ cases! {
     prune::events_go_by_age_and_numbers_are_never_used_again,
     prune::an_old_newest_row_calls_for_no_further_step,
     prune::dead_keys_are_dropped_and_live_ones_kept,
+    prune::a_key_of_another_job_does_not_go_with_this_one,
     prune::a_key_is_kept_for_a_job_that_can_be_tried_again,
     prune::history_ends_where_the_log_was_cut,
     run::what_happens_to_neighbours_at_once_is_one_row,

@@ -18,7 +18,7 @@ use crate::store::outbox::{
 };
 use crate::transition::Verdict as OfPhase;
 
-fn spec(url: &str, kinds: &[EventKind]) -> EndpointSpec {
+pub(super) fn spec(url: &str, kinds: &[EventKind]) -> EndpointSpec {
     EndpointSpec {
         url: url.to_owned(),
         events: Kinds::of(kinds.iter().copied()),
@@ -33,7 +33,7 @@ fn everything(url: &str) -> EndpointSpec {
     }
 }
 
-fn with_endpoint(spec: EndpointSpec) -> NewJob {
+pub(super) fn with_endpoint(spec: EndpointSpec) -> NewJob {
     NewJob {
         endpoints: vec![spec],
         ..new_job("import")
@@ -41,7 +41,7 @@ fn with_endpoint(spec: EndpointSpec) -> NewJob {
 }
 
 impl Bench {
-    fn mail(&mut self, mail: Mail) {
+    pub(super) fn mail(&mut self, mail: Mail) {
         let before = self.reader.all_endpoints().expect("readable");
         let committed = self.commit(&[Op::Mail(mail)], &ClaimRequest::default());
         let committed = committed.expect("a commit");
@@ -51,7 +51,7 @@ impl Bench {
     }
 
     /// Every delivery, oldest first.
-    fn deliveries(&self) -> Vec<DeliveryRow> {
+    pub(super) fn deliveries(&self) -> Vec<DeliveryRow> {
         let all = self
             .reader
             .deliveries(&DeliveryFilter::default(), None, 1000);
@@ -65,7 +65,7 @@ impl Bench {
     }
 
     /// What may be sent now, of every endpoint.
-    fn sendable(&self) -> Vec<DeliveryRow> {
+    pub(super) fn sendable(&self) -> Vec<DeliveryRow> {
         let waiting = self.reader.waiting().expect("readable");
         let rows = waiting.iter().map(|(id, _)| self.reader.sendable(*id, 100));
         let rows = rows.flat_map(|rows| rows.expect("readable"));
@@ -73,7 +73,7 @@ impl Bench {
         rows.filter(is_due).collect()
     }
 
-    fn attempt(&mut self, row: &DeliveryRow, verdict: Verdict) {
+    pub(super) fn attempt(&mut self, row: &DeliveryRow, verdict: Verdict) {
         let is_delivered = verdict == Verdict::Delivered;
         let attempted = Attempted {
             id: row.id,
@@ -449,35 +449,6 @@ pub(super) fn jobs_with_the_same_endpoint_share_it(bench: &mut Bench) {
         1,
         "{second} has it"
     );
-}
-
-pub(super) fn an_endpoint_that_is_gone_is_disabled_and_can_be_enabled(bench: &mut Bench) {
-    bench.register("import", "a");
-    let spec = spec("https://a.example/", &[EventKind::Created]);
-    bench.mail(Mail::Configure(vec![("audit".into(), spec.clone())]));
-    bench.enqueue(new_job("import"));
-    let sent = bench.sendable().remove(0);
-    bench.attempt(&sent, Verdict::Gone);
-    let endpoint = |bench: &Bench| bench.reader.all_endpoints().expect("readable").remove(0);
-    assert!(!endpoint(bench).is_enabled);
-    bench.mail(Mail::Configure(vec![("audit".into(), spec.clone())]));
-    assert!(
-        !endpoint(bench).is_enabled,
-        "a restart does not change that"
-    );
-    bench.enqueue(new_job("import"));
-    assert_eq!(bench.deliveries().len(), 1, "nothing is written for it");
-    assert!(endpoint(bench).problem.is_some());
-    bench.mail(Mail::Enable("audit".into(), true));
-    assert_eq!(endpoint(bench).problem, None);
-    bench.enqueue(new_job("import"));
-    assert_eq!(bench.deliveries().len(), 2);
-    bench.mail(Mail::Configure(vec![]));
-    assert!(!endpoint(bench).is_enabled, "nobody wants it");
-    bench.mail(Mail::Configure(vec![("audit".into(), spec)]));
-    assert!(endpoint(bench).is_enabled, "somebody wants it again");
-    let refused = refused(bench.one(Op::Mail(Mail::Enable("other".into(), true))));
-    assert_eq!(refused.0, ErrorKind::NotFound);
 }
 
 pub(super) fn a_delivery_is_sent_again_from_its_first_try_on(bench: &mut Bench) {

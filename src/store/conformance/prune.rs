@@ -231,38 +231,54 @@ pub(super) fn an_old_newest_row_calls_for_no_further_step(bench: &mut Bench) {
 pub(super) fn dead_keys_are_dropped_and_live_ones_kept(bench: &mut Bench) {
     bench.register("import", "fetch");
     let keyed = |n: usize, hold| new_job("import").unique_key(format!("{n:03}"), hold);
-    let holds = [While::Live, While::For(SECOND), While::Queued];
-    let jobs = (0..90).map(|n| keyed(n, holds[n % 3]));
-    bench.enqueue_all(jobs.collect());
-    let claims = bench.claim();
-    // The first half is gone; the timed ones have half a second left all the same.
-    for claimed in claims.claimed.iter().take(45) {
-        bench.complete(&claimed.row, "1");
-        bench.one(Op::Delete(claimed.row.id)).expect("it is over");
-    }
-    bench.later(SECOND / 2);
     let left = |bench: &mut Bench| {
         let mut left = 0;
         let type_id = bench.types[0].type_id;
         bench.look(|rows| {
             left = 0;
-            for n in 0..90 {
+            for n in 0..400 {
                 left += usize::from(rows.holder(type_id, &format!("{n:03}"))?.is_some());
             }
             Ok(())
         });
         left
     };
-    assert_eq!(left(bench), 90);
-    // A step looks at some of them, the next one goes on from there.
-    prune(bench, Retention::forever());
-    assert!((1..90).contains(&left(bench)), "{}", left(bench));
+    let holds = [While::Live, While::For(SECOND), While::Queued];
+    let jobs = (0..90).map(|n| keyed(n, holds[n % 3]));
+    bench.enqueue_all(jobs.collect());
+    let claims = bench.claim();
+    // A key goes with its job, but for the timed ones, which have half a second left.
+    for claimed in claims.claimed.iter().take(45) {
+        bench.complete(&claimed.row, "1");
+        bench.one(Op::Delete(claimed.row.id)).expect("it is over");
+    }
+    bench.later(SECOND / 2);
+    assert_eq!(left(bench), 15 + 45);
     prune(bench, Retention::forever());
     assert_eq!(left(bench), 15 + 45);
     bench.later(SECOND);
     prune(bench, Retention::forever());
+    assert_eq!(left(bench), 30);
+    // A step looks at some of them, the next one goes on from there.
+    let jobs = (90..390).map(|n| keyed(n, While::For(SECOND)));
+    bench.enqueue_all(jobs.collect());
+    bench.later(2 * SECOND);
+    prune(bench, Retention::forever());
+    assert!((31..330).contains(&left(bench)), "{}", left(bench));
     prune(bench, Retention::forever());
     assert_eq!(left(bench), 30);
+}
+
+/// A key that another job has taken over does not go with the first.
+pub(super) fn a_key_of_another_job_does_not_go_with_this_one(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    let keyed = || vec![new_job("import").unique_key("k", While::Live)];
+    let first = bench.enqueue_all(keyed())[0].id;
+    bench.cancel(first);
+    let second = bench.enqueue_all(keyed())[0].id;
+    bench.one(Op::Delete(first)).expect("it is over");
+    let third = bench.enqueue_all(keyed())[0];
+    assert_eq!((third.id, third.is_new), (second, false));
 }
 
 /// A key was dropped as soon as its job ran or was over, and did not hold when the job was tried again.

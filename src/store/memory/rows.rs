@@ -122,6 +122,14 @@ impl Rows for Tx<'_> {
     }
 
     fn delete_job(&mut self, row: &JobRow) -> Result<()> {
+        let payload = self.data.payload(row.id)?;
+        if let Some(key) = payload.unique_key.clone() {
+            let key = (row.type_id, key);
+            let holder = self.data.holders.get(&key);
+            if holder.is_some_and(|holder| holder.job_id == row.id && holder.hold < 2) {
+                self.data.holders.remove(&key);
+            }
+        }
         self.data.remove_job(row.id);
         self.data.payloads.remove(&row.id);
         self.clear_results(row.id, 0)?;

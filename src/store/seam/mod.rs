@@ -38,7 +38,7 @@ pub(crate) const BULK_MAX: usize = 1_000_000;
 pub(crate) const RUN_MAX: i64 = 1024;
 
 /// What one commit did.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Committed {
     /// One for each operation, in order.
     pub(crate) answers: Vec<Result<Done>>,

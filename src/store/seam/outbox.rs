@@ -179,7 +179,11 @@ impl Commit<'_> {
         (after.next_at, after.finished_at) = (None, Some(self.now));
         self.rows.update_delivery(&after)?;
         if attempted.verdict == Verdict::Gone {
-            self.disable(after.endpoint_id, "it answered 410: gone")?;
+            let endpoint = self.rows.endpoint(after.endpoint_id)?;
+            // It may have moved since: what is gone is the place where it was.
+            if endpoint.is_some_and(|endpoint| endpoint.spec.url == after.url) {
+                self.disable(after.endpoint_id, "it answered 410: gone")?;
+            }
         }
         self.next_in_line(after.endpoint_id, after.job_id)?;
         self.tell_job(&after)?;

@@ -383,6 +383,7 @@ impl Rows for Tx<'_> {
     fn delete_job(&mut self, row: &JobRow) -> Result<()> {
         self.flush()?;
         let id = row.id.as_i64();
+        self.write(prune::DELETE_HOLDER_OF, params![row.type_id, id])?;
         self.write(DELETE_JOB, params![id, row.status.code(), row.epoch])?;
         // Most have none; it costs one look into a small table.
         self.write(DELETE_PAYLOAD, params![id])?;

@@ -17,6 +17,9 @@ pub(super) const SELECT_HOLDERS: &str =
     "SELECT type_id, key, job_id, hold, expires_ms FROM unique_key
     WHERE (type_id, key) > (?1, ?2) ORDER BY type_id, key LIMIT ?3";
 pub(super) const DELETE_HOLDER: &str = "DELETE FROM unique_key WHERE type_id = ?1 AND key = ?2";
+/// The key of a job that is being deleted, if it stands for that job and goes with it.
+pub(super) const DELETE_HOLDER_OF: &str = "DELETE FROM unique_key WHERE type_id = ?1
+    AND key = (SELECT unique_key FROM job WHERE id = ?2) AND job_id = ?2 AND hold < 2";
 pub(super) const SELECT_OLD_EVENTS: &str =
     "SELECT seq, span, at_ms FROM event ORDER BY seq LIMIT ?1";
 pub(super) const DELETE_OLD_EVENTS: &str = "DELETE FROM event WHERE seq <= ?1";

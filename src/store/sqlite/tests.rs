@@ -142,6 +142,7 @@ fn request() -> ClaimRequest {
 }
 
 const BY_ID: &str = "USING INTEGER PRIMARY KEY";
+const BY_KEY: &str = "USING PRIMARY KEY (type_id=? AND key=?)";
 const LIVE: &str = "USING INDEX job_live";
 const LIVE_ALONE: &str = "USING COVERING INDEX job_live";
 const OVER_ALONE: &str = "USING COVERING INDEX job_over";
@@ -199,10 +200,8 @@ const HOT: &[(&str, &str)] = &[
         prune::SELECT_HOLDERS,
         "USING PRIMARY KEY ((type_id,key)>(?,?))",
     ),
-    (
-        prune::DELETE_HOLDER,
-        "USING PRIMARY KEY (type_id=? AND key=?)",
-    ),
+    (prune::DELETE_HOLDER, BY_KEY),
+    (prune::DELETE_HOLDER_OF, BY_KEY),
     (prune::DELETE_OLD_EVENTS, BY_ID),
     // In the order of the key, and only as far as the LIMIT.
     (prune::SELECT_OLD_EVENTS, "SCAN event"),
@@ -243,7 +242,7 @@ const HOT: &[(&str, &str)] = &[
     ),
     (
         outbox::SELECT_SENDABLE,
-        "USING INDEX delivery_next (endpoint_id=? AND next_at_ms>? AND next_at_ms<?)",
+        "USING INDEX delivery_next (endpoint_id=? AND next_at_ms>?)",
     ),
     (outbox::LIST, BY_ID),
     (outbox::LIST_OF_JOB, "USING INDEX delivery_job (job_id=?"),

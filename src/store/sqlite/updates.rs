@@ -135,7 +135,8 @@ impl Updates {
                 after.attempt,
                 after.phase_index,
                 after.phase_attempt,
-                ms(after.started_at),
+                // The others of the run may have none, and get none.
+                ms(after.started_at.filter(|_| before.started_at.is_none())),
                 ms(after.phase_started_at),
                 ms(after.finished_at),
                 after.last_seq,

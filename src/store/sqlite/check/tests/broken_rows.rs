@@ -446,7 +446,7 @@ pub(super) const WAYS: &[Way] = &[
     (
         "a result that is too deep",
         "UPDATE phase SET result = replace(hex(zeroblob(65)), '0', '[') || replace(hex(zeroblob(65)), '0', ']') WHERE id = 4 * 256",
-        &["S12 job 4: result of phase 0: its JSON is 130 levels deep, at most 128 are allowed"],
+        &["S12 job 4: result of phase 0: its JSON is 130 levels deep, at most 127 are allowed"],
     ),
     (
         "a key that is empty",

@@ -1,0 +1,52 @@
+//! Endpoints of the configuration: disabled, enabled, moved. Test code.
+
+use crate::error::ErrorKind;
+use crate::event::EventKind;
+use crate::store::conformance::outbox::spec;
+use crate::store::conformance::{Bench, new_job, refused};
+use crate::store::ops::Op;
+use crate::store::outbox::{Mail, Verdict};
+
+pub(super) fn one_that_is_gone_is_disabled_and_can_be_enabled(bench: &mut Bench) {
+    bench.register("import", "a");
+    let spec = spec("https://a.example/", &[EventKind::Created]);
+    bench.mail(Mail::Configure(vec![("audit".into(), spec.clone())]));
+    bench.enqueue(new_job("import"));
+    let sent = bench.sendable().remove(0);
+    bench.attempt(&sent, Verdict::Gone);
+    let endpoint = |bench: &Bench| bench.reader.all_endpoints().expect("readable").remove(0);
+    assert!(!endpoint(bench).is_enabled);
+    bench.mail(Mail::Configure(vec![("audit".into(), spec.clone())]));
+    assert!(
+        !endpoint(bench).is_enabled,
+        "a restart does not change that"
+    );
+    bench.enqueue(new_job("import"));
+    assert_eq!(bench.deliveries().len(), 1, "nothing is written for it");
+    assert!(endpoint(bench).problem.is_some());
+    bench.mail(Mail::Enable("audit".into(), true));
+    assert_eq!(endpoint(bench).problem, None);
+    bench.enqueue(new_job("import"));
+    assert_eq!(bench.deliveries().len(), 2);
+    bench.mail(Mail::Configure(vec![]));
+    assert!(!endpoint(bench).is_enabled, "nobody wants it");
+    bench.mail(Mail::Configure(vec![("audit".into(), spec)]));
+    assert!(endpoint(bench).is_enabled, "somebody wants it again");
+    let refused = refused(bench.one(Op::Mail(Mail::Enable("other".into(), true))));
+    assert_eq!(refused.0, ErrorKind::NotFound);
+}
+
+/// A 410 from where an endpoint had been before it moved disabled it where it is now: what happened after that was written for nobody.
+pub(super) fn what_is_gone_is_the_place_where_it_was(bench: &mut Bench) {
+    bench.register("import", "a");
+    let at = |url: &str| Mail::Put("audit".into(), spec(url, &[EventKind::Created]));
+    bench.mail(at("https://old.example/"));
+    bench.enqueue(new_job("import"));
+    bench.mail(at("https://new.example/"));
+    let sent = bench.sendable().remove(0);
+    bench.attempt(&sent, Verdict::Gone);
+    bench.enqueue(new_job("import"));
+    let rows = bench.deliveries();
+    assert_eq!(&*rows[1].url, "https://new.example/");
+    assert_eq!(rows[0].next_at, None, "given up all the same");
+}
