@@ -85,6 +85,10 @@ impl Flags {
     pub(crate) const INTERRUPTED: i64 = 16;
     /// It has endpoints of its own.
     pub(crate) const ENDPOINTS: i64 = 32;
+    /// The bits from here on: how long its deadline was when it was enqueued, in ms, once a retry has put that off. 0: it was not.
+    const TIME_BIT: u32 = 20;
+    const TIME_MAX: i64 = (1 << 42) - 1;
+    pub(crate) const TIME: i64 = Flags::TIME_MAX << Flags::TIME_BIT;
 
     pub(crate) const fn has(self, bit: i64) -> bool {
         self.0 & bit != 0
@@ -96,6 +100,17 @@ impl Flags {
 
     pub(crate) const fn without(self, bit: i64) -> Flags {
         Flags(self.0 & !bit)
+    }
+
+    fn time(self) -> Option<Duration> {
+        let ms = u64::try_from((self.0 & Flags::TIME) >> Flags::TIME_BIT).unwrap_or(0);
+        (ms > 0).then(|| Duration::from_millis(ms))
+    }
+
+    fn with_time(self, time: Duration) -> Flags {
+        let ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        self.without(Flags::TIME)
+            .with(ms.min(Flags::TIME_MAX) << Flags::TIME_BIT)
     }
 }
 
@@ -433,14 +448,18 @@ fn cancelled(job: &JobRow, now: Timestamp) -> Transition {
 }
 
 fn retried(job: &JobRow, from: RetryFrom, now: Timestamp) -> Transition {
+    let flags = job
+        .flags
+        .without(Flags::INTERRUPTED | Flags::WAITING | Flags::WEBHOOK_SENT);
     // A deadline that has passed would end the new series at once: give it the time that the first one had.
-    let deadline = job.deadline.map(|deadline| {
-        if deadline > now {
-            deadline
-        } else {
-            now.after(deadline.since(job.created_at))
+    let (deadline, flags) = match job.deadline {
+        Some(deadline) if deadline <= now => {
+            let time = flags.time();
+            let time = time.unwrap_or_else(|| deadline.since(job.created_at));
+            (Some(now.after(time)), flags.with_time(time))
         }
-    });
+        deadline => (deadline, flags),
+    };
     let after = JobRow {
         status: JobStatus::Pending,
         run_at: now,
@@ -450,9 +469,7 @@ fn retried(job: &JobRow, from: RetryFrom, now: Timestamp) -> Transition {
         started_at: None,
         finished_at: None,
         deadline,
-        flags: job
-            .flags
-            .without(Flags::INTERRUPTED | Flags::WAITING | Flags::WEBHOOK_SENT),
+        flags,
         ..*job
     };
     match from {

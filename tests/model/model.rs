@@ -57,6 +57,8 @@ pub(crate) struct Job {
     pub(crate) offered: i64,
     pub(crate) finished: Option<i64>,
     pub(crate) deadline: Option<i64>,
+    /// From the enqueueing to the first deadline, once that was put off.
+    pub(crate) time: Option<i64>,
     pub(crate) attempt: u32,
     /// Tries of the present phase.
     pub(crate) tries: u32,
@@ -245,6 +247,7 @@ impl Model {
             offered: 0,
             finished: None,
             deadline: deadline.map(|after| run_at + after),
+            time: None,
             attempt: 0,
             tries: 0,
             crashes: 0,
@@ -292,14 +295,10 @@ impl Model {
         (job.attempt, job.tries, job.crashes) = (0, 0, 0);
         (job.interruption, job.webhook_sent) = (None, false);
         // It gets the time that it had at first.
-        let renew = |deadline: i64| {
-            if deadline > now {
-                deadline
-            } else {
-                now + (deadline - job.created).max(0)
-            }
-        };
-        job.deadline = job.deadline.map(renew);
+        if let Some(deadline) = job.deadline.filter(|deadline| *deadline <= now) {
+            let time = *job.time.get_or_insert((deadline - job.created).max(0));
+            job.deadline = Some(now + time);
+        }
         if from_start {
             job.done.clear();
             job.saved = None;

@@ -347,7 +347,8 @@ impl Parameters {
             | Flags::WEBHOOK_SENT
             | Flags::SAVED
             | Flags::INTERRUPTED
-            | Flags::ENDPOINTS;
+            | Flags::ENDPOINTS
+            | Flags::TIME;
         let reasons = InterruptionReason::ALL.map(InterruptionReason::as_str);
         Parameters(vec![
             (":job_id_max", Box::new(JobId::MAX)),
