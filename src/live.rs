@@ -446,6 +446,13 @@ impl LiveTable {
         state.entered().filter_map(since).collect()
     }
 
+    /// Jobs whose handler has returned and whose outcome is not on disk.
+    pub(crate) fn unrecorded(&self) -> Vec<JobId> {
+        let state = self.0.lock();
+        let posted = state.runs.values().filter(|entry| entry.is_handed_in);
+        posted.map(|entry| entry.row.id).collect()
+    }
+
     /// How many handlers may still return soon: all that are inside, but those that have overstayed.
     pub(crate) fn awaited_count(&self) -> usize {
         let state = self.0.lock();

@@ -41,7 +41,8 @@ const LOOK: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Jobs whose handler was still inside at the deadline. Their phases are recorded as interrupted and run again.
+    /// Jobs whose handler was still inside at the deadline, or whose outcome could not be recorded. Their phases are recorded as
+    /// interrupted, if the disk works, and run again.
     pub interrupted: Vec<JobId>,
     /// Of these, how many handlers had not returned when the queue was closed. Their threads go on until they do.
     pub handlers_left: usize,
@@ -243,6 +244,8 @@ impl Shutdown {
         // What it finds out is written before the store is closed.
         engine.with_outlet(|outlet| outlet.close(OUTLET_GRACE));
         engine.stop_threads();
+        // The store did not work: what they have done is lost.
+        report.interrupted.extend(engine.live.unrecorded());
         report.handlers_left = engine.pool.join(|| engine.live.inside_count());
         engine.bus.close();
         for outlet in std::mem::take(&mut *self.outlets.lock()) {

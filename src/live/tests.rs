@@ -228,6 +228,7 @@ fn nobody_is_inside_while_an_outcome_is_on_its_way_to_the_disk() {
     live.set_timeout(&task, at(3), Verdict::Fail);
     assert_eq!(live.returned(ID, 1), None, "its claim goes on");
     assert_eq!(live.handed_in(first(1)), None);
+    assert_eq!(live.unrecorded(), [ID]);
     // Under way, but neither too late, nor to be told to stop, nor to be cut off.
     assert_eq!(
         (live.len(), live.inside_count(), live.awaited_count()),
