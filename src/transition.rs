@@ -85,7 +85,8 @@ impl Flags {
     pub(crate) const INTERRUPTED: i64 = 16;
     /// It has endpoints of its own.
     pub(crate) const ENDPOINTS: i64 = 32;
-    /// The bits from here on: how long its deadline was when it was enqueued, in ms, once a retry has put that off. 0: it was not.
+    /// The bits from here on: how long its deadline was when it was enqueued, in ms and one more, once a retry has put that off. 0: it
+    /// was not.
     const TIME_BIT: u32 = 20;
     const TIME_MAX: i64 = (1 << 42) - 1;
     pub(crate) const TIME: i64 = Flags::TIME_MAX << Flags::TIME_BIT;
@@ -104,13 +105,13 @@ impl Flags {
 
     fn time(self) -> Option<Duration> {
         let ms = u64::try_from((self.0 & Flags::TIME) >> Flags::TIME_BIT).unwrap_or(0);
-        (ms > 0).then(|| Duration::from_millis(ms))
+        Some(Duration::from_millis(ms.checked_sub(1)?))
     }
 
     fn with_time(self, time: Duration) -> Flags {
         let ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         self.without(Flags::TIME)
-            .with(ms.min(Flags::TIME_MAX) << Flags::TIME_BIT)
+            .with(ms.saturating_add(1).min(Flags::TIME_MAX) << Flags::TIME_BIT)
     }
 }
 

@@ -306,19 +306,22 @@ fn a_deadline_is_over_when_it_is_reached() {
 #[test]
 fn a_deadline_that_was_put_off_is_put_off_by_the_same_time_again() {
     let day = Duration::from_secs(86_400);
-    let mut job = JobRow {
-        deadline: Some(NOW.before(9 * SECOND)),
-        ..row(JobStatus::Failed)
-    };
-    for now in [NOW, NOW.after(day), NOW.after(3 * day)] {
-        let retried = decide(&job, &Input::Retry(RetryFrom::Failed), now);
-        let after = retried.expect("a legal edge").after;
-        assert_eq!(after.deadline, Some(now.after(SECOND)));
-        assert!(after.flags.has(Flags::ERRORS) && after.flags.has(Flags::SAVED));
+    let mut job = row(JobStatus::Failed);
+    for time in [Duration::ZERO, SECOND] {
         job = JobRow {
-            status: JobStatus::Failed,
-            ..after
+            deadline: Some(job.created_at.after(time)),
+            ..row(JobStatus::Failed)
         };
+        for now in [NOW, NOW.after(day), NOW.after(3 * day)] {
+            let retried = decide(&job, &Input::Retry(RetryFrom::Failed), now);
+            let after = retried.expect("a legal edge").after;
+            assert_eq!(after.deadline, Some(now.after(time)));
+            assert!(after.flags.has(Flags::ERRORS) && after.flags.has(Flags::SAVED));
+            job = JobRow {
+                status: JobStatus::Failed,
+                ..after
+            };
+        }
     }
     // One that has not passed stays.
     let in_time = decide(&job, &Input::Retry(RetryFrom::Failed), NOW.after(3 * day));
