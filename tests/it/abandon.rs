@@ -20,6 +20,9 @@ struct Scene {
     deaf: JobHandle<Value, Value>,
     quick: JobHandle<Value, Value>,
     gate: Gate,
+    /// Another type like the first, with a gate of its own: a gate does not say whom it lets through.
+    other_deaf: JobHandle<Value, Value>,
+    other_gate: Gate,
     /// Last, for it has the directory of the queue's file.
     harness: Harness,
 }
@@ -27,16 +30,19 @@ struct Scene {
 /// One worker, and at most so many abandoned handlers that are replaced.
 fn scene(max_abandoned: usize) -> Scene {
     let harness = Harness::with_fake_clock();
-    let gate = Gate::new();
-    let inside = gate.clone();
     let mut builder = harness.builder().workers(1).max_abandoned(max_abandoned);
-    let deaf = builder.register(JobType::<Value>::new("deaf").retry(at_once(3)).phase(
-        TIMED,
-        move |cx| {
-            inside.pass(cx);
-            Ok(json!(cx.attempt()))
-        },
-    ));
+    let mut deaf = |name: &str| {
+        let gate = Gate::new();
+        let inside = gate.clone();
+        let job_type = JobType::<Value>::new(name)
+            .retry(at_once(3))
+            .phase(TIMED, move |cx| {
+                inside.pass(cx);
+                Ok(json!(cx.attempt()))
+            });
+        (builder.register(job_type), gate)
+    };
+    let ((deaf, gate), (other_deaf, other_gate)) = (deaf("deaf"), deaf("other-deaf"));
     let quick = builder.register(JobType::<Value>::new("quick").phase(ONE, |_| Ok(Value::Null)));
     let queue = builder.open().unwrap();
     Scene {
@@ -45,6 +51,8 @@ fn scene(max_abandoned: usize) -> Scene {
         deaf,
         quick,
         gate,
+        other_deaf,
+        other_gate,
     }
 }
 
@@ -234,8 +242,13 @@ fn no_more_workers_are_replaced_than_allowed_and_the_pool_comes_back() {
 #[test]
 fn when_one_has_returned_the_next_worker_is_replaced() {
     let scene = scene(1);
-    let [_, waits] = [(); 2].map(|()| {
-        let id = scene.stuck();
+    let both = [
+        (&scene.deaf, &scene.gate),
+        (&scene.other_deaf, &scene.other_gate),
+    ];
+    let [_, waits] = both.map(|(deaf, gate)| {
+        let id = deaf.enqueue(&Value::Null).unwrap();
+        assert_eq!(gate.wait(&scene.harness), id);
         assert_eq!(scene.queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
         let job = scene.quick.job(&Value::Null).unwrap().delay(S);
         let waits = scene.queue.enqueue_job(job).unwrap().id;
@@ -253,7 +266,7 @@ fn when_one_has_returned_the_next_worker_is_replaced() {
         .harness
         .wait_for(&scene.queue, waits, JobStatus::Completed);
     scene.wait_abandoned(1);
-    scene.gate.open();
+    scene.other_gate.open();
     scene.wait_abandoned(0);
     assert_sound(&scene.queue);
 }
