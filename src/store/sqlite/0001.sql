@@ -161,6 +161,8 @@ CREATE TABLE delivery (
 CREATE INDEX delivery_next ON delivery (endpoint_id, next_at_ms) WHERE next_at_ms IS NOT NULL;
 CREATE INDEX delivery_line ON delivery (endpoint_id, job_id) WHERE status = 0;
 CREATE INDEX delivery_over ON delivery (finished_at_ms) WHERE status >= 1;
+-- The delivered ones by event, for what goes with the log: among the others it would have to look at each that waits.
+CREATE INDEX delivery_done ON delivery (status) WHERE status = 1;
 CREATE INDEX delivery_job ON delivery (job_id);
 
 -- The tries of deliveries. answer: the first 2 KiB of what the receiver said.

@@ -227,7 +227,10 @@ const HOT: &[(&str, &str)] = &[
     ),
     (outbox::TRIM_TRIES, "USING COVERING INDEX delivery_try_of"),
     (outbox::SELECT_OVER, "USING INDEX delivery_over"),
-    (outbox::SELECT_OLD, BY_ID),
+    (
+        outbox::SELECT_OLD,
+        "USING INDEX delivery_done (status=? AND rowid<?)",
+    ),
     (
         outbox::HAS_DELIVERIES,
         "USING COVERING INDEX delivery_job (job_id=?)",
