@@ -41,7 +41,7 @@
 //! | look after them | [`JobQueue::get`], [`JobQueue::list`], [`JobQueue::explain`], [`JobQueue::stats`] |
 //! | change their course | [`JobQueue::cancel`], [`JobQueue::retry`], [`JobQueue::delete`], [`JobQueue::bulk`], [`JobQueue::pause`] |
 //! | follow what happens | [`JobQueue::subscribe`], [`JobQueue::on_event`], [`JobQueue::events_after`] |
-//! | tell other systems | [`webhook`], [`JobQueue::deliveries`], [`JobQueue::redeliver`] |
+//! | tell other systems | `webhook` (feature `webhook`), [`JobQueue::deliveries`], [`JobQueue::redeliver`] |
 //! | do so from another process | [`Client`] |
 //! | look at it in a browser, or over HTTP | `HttpConfig` (feature `http`) |
 //! | end well | [`JobQueue::shutdown`], by signal `JobQueue::run_until_signal` (feature `signals`) |

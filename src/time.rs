@@ -196,9 +196,9 @@ impl Clock {
     }
 
     /// Registers what wakes a sleeper up after the fake clock was set. The system clock needs none.
-    pub(crate) fn on_step(&self, wake: impl Fn() -> bool + Send + 'static) {
+    pub(crate) fn on_step(&self, wake: impl Fn() -> bool + Send + Sync + 'static) {
         if let Source::Fake(fake) = &*self.0 {
-            fake.0.lock().wakers.push(Box::new(wake));
+            fake.0.lock().wakers.push(Arc::new(wake));
         }
     }
 }
@@ -238,10 +238,13 @@ fn steady(anchor: &mut Anchor, wall_ms: i64, at: Instant) -> Timestamp {
 #[derive(Clone)]
 pub struct FakeClock(Arc<Mutex<Fake>>);
 
+/// Wakes one sleeper; false when its queue is gone.
+type Waker = Arc<dyn Fn() -> bool + Send + Sync>;
+
 struct Fake {
     wall_ms: i64,
     now: Timestamp,
-    wakers: Vec<Box<dyn Fn() -> bool + Send>>,
+    wakers: Vec<Waker>,
 }
 
 impl FakeClock {
@@ -267,7 +270,7 @@ impl FakeClock {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         fake.wall_ms = fake.wall_ms.saturating_add(ms);
         fake.now = Timestamp::from_millis(fake.wall_ms).max(fake.now.after(by));
-        wake(fake);
+        wake(fake, &self.0);
     }
 
     /// Somebody sets the wall clock back; no time passes.
@@ -276,17 +279,19 @@ impl FakeClock {
         fake.wall_ms = fake
             .wall_ms
             .saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX));
-        wake(fake);
+        wake(fake, &self.0);
     }
 }
 
-/// Wakes every sleeper, and forgets those whose queue is gone. The lock is let go first: a sleeper asks for the time.
-fn wake(mut fake: crate::sync::MutexGuard<'_, Fake>) {
-    let wakers = std::mem::take(&mut fake.wakers);
-    let kept: Vec<_> = crate::sync::MutexGuard::unlocked(&mut fake, || {
-        wakers.into_iter().filter(|wake| wake()).collect()
-    });
-    fake.wakers.extend(kept);
+/// Wakes every sleeper, and forgets those whose queue is gone. The lock is let go before: a sleeper asks for the time.
+fn wake(fake: crate::sync::MutexGuard<'_, Fake>, clock: &Mutex<Fake>) {
+    // They stay in the list, for whoever moves the clock in the meantime.
+    let wakers = fake.wakers.clone();
+    drop(fake);
+    let gone: Vec<_> = wakers.into_iter().filter(|wake| !wake()).collect();
+    let mut fake = clock.lock();
+    fake.wakers
+        .retain(|wake| !gone.iter().any(|it| Arc::ptr_eq(it, wake)));
 }
 
 impl fmt::Debug for FakeClock {
@@ -326,6 +331,26 @@ mod tests {
             let slept = clock.sleep_for(Duration::ZERO, RECHECK);
             assert_eq!(slept, Some(Duration::ZERO), "{clock:?}");
         }
+    }
+
+    #[test]
+    fn two_who_move_a_clock_at_once_both_wake_the_sleepers() {
+        let fake = FakeClock::new(Timestamp(0));
+        let (clock, other) = (Clock::fake(fake.clone()), fake.clone());
+        let woken = Arc::new(Mutex::new(0));
+        let count = woken.clone();
+        clock.on_step(move || {
+            let mut woken = count.lock();
+            *woken += 1;
+            let is_first = *woken == 1;
+            drop(woken);
+            if is_first {
+                other.advance(Duration::from_millis(1));
+            }
+            true
+        });
+        fake.advance(Duration::from_millis(1));
+        assert_eq!(*woken.lock(), 2);
     }
 
     #[test]

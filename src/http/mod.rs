@@ -39,11 +39,11 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::error::panic_message;
 use crate::shutdown::Outlet;
-use crate::sync::{JoinHandle, Mutex, pause, spawn, unbounded};
+use crate::sync::{JoinHandle, Mutex, Receiver, pause, spawn, unbounded};
 use crate::time::monotonic;
 
 use config::HttpConfig;
-use feed::Feed;
+use feed::{Ask, Feed};
 use gate::{Gate, Gauges, Message, Parts, Post};
 use guard::Guard;
 use router::{Reply, Site};
@@ -88,28 +88,44 @@ impl Http {
         });
         let http = Http {
             addr,
-            feed: feed.clone(),
-            backend: backend.clone(),
-            post: post.clone(),
+            feed,
+            backend,
+            post,
             threads: Mutex::default(),
         };
-        http.thread(engine, "stepwell-http", move || gate.run())?;
-        let (live, tell) = (feed.clone(), post.clone());
-        http.thread(engine, "stepwell-feed", move || {
-            live.run(&|news| tell.tell(Message::News(news)))
-        })?;
-        let tell = post.clone();
-        http.thread(engine, "stepwell-past", move || {
-            feed.run_past(&asked, &|news| tell.tell(Message::News(news)));
-        })?;
-        for _ in 0..HANDLERS {
-            let (backend, site, post) = (backend.clone(), site.clone(), post.clone());
-            http.thread(engine, "stepwell-answer", move || {
-                backend.serve(&|request| answer(&site, &post, &request))
-            })?;
+        let started = http.start_threads(engine, gate, site, asked);
+        if let Err(error) = started {
+            // Those that were started hold the port, and the queue.
+            http.close(monotonic());
+            return Err(error);
         }
         log::info!("HTTP on {addr}");
         Ok(http)
+    }
+
+    fn start_threads(
+        &self,
+        engine: &Arc<Engine>,
+        gate: Gate,
+        site: Arc<Site>,
+        asked: Receiver<Ask>,
+    ) -> Result<()> {
+        self.thread(engine, "stepwell-http", move || gate.run())?;
+        let (feed, post) = (self.feed.clone(), self.post.clone());
+        self.thread(engine, "stepwell-feed", move || {
+            feed.run(&|news| post.tell(Message::News(news)))
+        })?;
+        let (feed, post) = (self.feed.clone(), self.post.clone());
+        self.thread(engine, "stepwell-past", move || {
+            feed.run_past(&asked, &|news| post.tell(Message::News(news)));
+        })?;
+        for _ in 0..HANDLERS {
+            let (backend, site, post) = (self.backend.clone(), site.clone(), self.post.clone());
+            self.thread(engine, "stepwell-answer", move || {
+                backend.serve(&|request| answer(&site, &post, &request))
+            })?;
+        }
+        Ok(())
     }
 
     /// A thread that poisons the queue if it ends by a panic.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{PATIENCE, Served, builder, connect, job_type, local, raw, read_answer, until};
+use crate::support::{
+    PATIENCE, Served, builder, connect, job_type, local, raw, read_answer, until,
+};
 
 #[test]
 fn a_request_that_is_no_request_is_refused_and_the_server_stays_up() {
