@@ -11,15 +11,17 @@
 //! | reads a streamed body to its end first for HTTP/1.0 and `TE: identity`, and does not flush | requests are rewritten (`head`), answers are written through `into_writer` with framing of our own (`answer`) |
 //! | ends its accept thread at the first error, with an error for one `recv` | a new server takes its place, then or when the dead one refuses a connection |
 //! | panics in that thread when there is no second descriptor, and tells nobody | the gate looks for descriptors first; a request that nobody has received after 2 s brings a new server |
+//! | panics when it cannot have a thread, in whoever starts a server and in its own threads | the panic becomes an error; a dead server is replaced as above |
 //!
 //! Its port is on loopback and any local user can reach it: a request without the gate's key is dropped unanswered.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::panic::catch_unwind;
 use std::sync::Arc;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, panic_message};
 use crate::http::head::{BODY_BYTES_MAX, CONNECTION};
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 
@@ -79,13 +81,19 @@ pub(super) struct Live {
 
 impl Live {
     fn start() -> Result<Arc<Live>> {
-        let server = tiny_http::Server::http("127.0.0.1:0").map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidConfig,
-                "http: no port on loopback can be bound",
-            )
-            .with_source(error)
-        })?;
+        let started = catch_unwind(|| tiny_http::Server::http("127.0.0.1:0"));
+        let server = started
+            .map_err(|panic| {
+                let problem = format!("http: no thread can be had: {}", panic_message(&*panic));
+                Error::new(ErrorKind::Storage, problem)
+            })?
+            .map_err(|error| {
+                Error::new(
+                    ErrorKind::InvalidConfig,
+                    "http: no port on loopback can be bound",
+                )
+                .with_source(error)
+            })?;
         Ok(Arc::new(Live {
             addr: server.server_addr().to_ip(),
             server,

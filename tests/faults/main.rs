@@ -16,6 +16,8 @@
 //! `disk` for what may be. It opens, the check finds nothing, its log is a beginning of what the log became, and with
 //! `Durability::Full` everything is there that was acknowledged before the cut. The long form is `prove -- power`.
 //!
+//! And the n-th thread cannot be started: see `threads`.
+//!
 //! `STEPWELL_FAULTS_SEED` sets the seed, which is printed.
 #![cfg(target_os = "linux")]
 #![allow(
@@ -45,6 +47,8 @@ mod power;
 mod rounds;
 mod scenario;
 mod shim;
+#[cfg(all(feature = "http", feature = "webhook"))]
+mod threads;
 
 use std::time::{Duration, Instant};
 
@@ -140,6 +144,27 @@ fn a_refused_job_does_not_come_back_after_a_power_cut() {
     }
 }
 
+#[test]
+#[cfg(all(feature = "http", feature = "webhook"))]
+fn a_thread_that_cannot_be_started_stops_nobody() {
+    if std::env::var(CHILD).is_ok() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let Some(shim) = Shim::build(dir.path()) else {
+        return;
+    };
+    for is_lasting in [false, true] {
+        let mut count = 0;
+        while let Some(problems) = threads::run(&shim, count + 1, is_lasting) {
+            count += 1;
+            assert!(problems.is_empty(), "{}", problems.join("\n"));
+        }
+        println!("{count} threads");
+        assert!(count > 8, "workers, HTTP, webhooks and more: {count}");
+    }
+}
+
 /// What is run for every n here: few calls, and little waiting.
 fn is_small(sweep: &Sweep) -> bool {
     let Case {
@@ -161,6 +186,10 @@ fn is_small(sweep: &Sweep) -> bool {
 #[test]
 fn the_process_with_the_shim() {
     if let Ok(told) = std::env::var(CHILD) {
+        #[cfg(all(feature = "http", feature = "webhook"))]
+        if let Some(dir) = told.strip_prefix("threads ") {
+            threads::child(std::path::Path::new(dir));
+        }
         io::child(&told);
     }
 }

@@ -19,7 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { OPEN = 1, READ, WRITE, SYNC, TRUNCATE, UNLINK, STAT, MAP, SYNC_FAILED };
+enum { OPEN = 1, READ, WRITE, SYNC, TRUNCATE, UNLINK, STAT, MAP, SYNC_FAILED, THREAD };
 /* ROLLBACK is SQLite's own journal, DIR the directory itself, NOTE the journal of the tests: it is written down, but never fails. */
 enum { NONE, DB, WAL, SHM, OWNER, OTHER, DIR, NOTE, ROLLBACK };
 enum { ONCE, ON };
@@ -27,6 +27,8 @@ enum { ONCE, ON };
 #define SHORT 0
 /* Added to that number: only syncs fail. */
 #define SYNCS_ONLY 256
+/* Added to that number: no file is touched, threads cannot be started. */
+#define THREADS_ONLY 512
 
 struct control {
     _Atomic uint64_t armed, at, mode, error, calls, failures, first_op, first_file;
@@ -52,6 +54,7 @@ static int (*real_unlink)(const char *);
 static int (*real_fstat)(int, struct stat64 *);
 static void *(*real_mmap)(void *, size_t, int, int, int, off64_t);
 static int (*real_close)(int);
+static int (*real_create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 
 __attribute__((constructor)) static void start(void) {
     real_open = dlsym(RTLD_NEXT, "open64");
@@ -66,6 +69,7 @@ __attribute__((constructor)) static void start(void) {
     real_fstat = dlsym(RTLD_NEXT, "fstat64");
     real_mmap = dlsym(RTLD_NEXT, "mmap64");
     real_close = dlsym(RTLD_NEXT, "close");
+    real_create = dlsym(RTLD_NEXT, "pthread_create");
     const char *told = getenv("STEPWELL_SHIM_CONTROL"), *to = getenv("STEPWELL_SHIM_RECORD");
     const char *of = getenv("STEPWELL_SHIM_DIR");
     if (!told || !of) return;
@@ -91,11 +95,8 @@ static int file_at(const char *path) {
 
 static int file_of(int fd) { return fd >= 0 && fd < FILES ? files[fd] : NONE; }
 
-/* Whether this call is to fail: then errno is set, or 0 stands for a short write. */
-static int fails(int op, int file, int takes_space) {
-    if (file == NONE || file == NOTE || !control || !control->armed) return 0;
-    uint64_t error = control->error & (SYNCS_ONLY - 1);
-    if (control->error & SYNCS_ONLY ? op != SYNC : error != EIO && !takes_space) return 0;
+/* Whether this call, of the kind that is to fail, is the one: then errno is set, or 0 stands for a short write. */
+static int is_hit(int op, int file, uint64_t error) {
     uint64_t call = atomic_fetch_add(&control->calls, 1) + 1, at = control->at;
     if (!at || (control->mode == ONCE ? call != at : call < at)) return 0;
     if (atomic_fetch_add(&control->failures, 1) == 0) {
@@ -104,6 +105,13 @@ static int fails(int op, int file, int takes_space) {
     }
     errno = error == SHORT ? ENOSPC : (int)error;
     return 1;
+}
+
+static int fails(int op, int file, int takes_space) {
+    if (file == NONE || file == NOTE || !control || !control->armed || control->error & THREADS_ONLY) return 0;
+    uint64_t error = control->error & (SYNCS_ONLY - 1);
+    if (control->error & SYNCS_ONLY ? op != SYNC : error != EIO && !takes_space) return 0;
+    return is_hit(op, file, error);
 }
 
 struct entry { uint64_t op, file, at, length; };
@@ -244,4 +252,10 @@ int fstat64(int fd, struct stat64 *to) { return fails(STAT, file_of(fd), 0) ? -1
 void *mmap64(void *at, size_t length, int access, int flags, int fd, off64_t offset) {
     if (!real_mmap) real_mmap = dlsym(RTLD_NEXT, "mmap64");
     return !(flags & MAP_ANONYMOUS) && fails(MAP, file_of(fd), 0) ? MAP_FAILED : real_mmap(at, length, access, flags, fd, offset);
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(void *), void *with) {
+    if (!real_create) real_create = dlsym(RTLD_NEXT, "pthread_create");
+    int counts = control && control->armed && control->error & THREADS_ONLY;
+    return counts && is_hit(THREAD, NONE, EAGAIN) ? EAGAIN : real_create(thread, how, run, with);
 }

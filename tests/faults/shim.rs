@@ -24,6 +24,12 @@ pub(crate) enum Fault {
     /// EIO of a sync. What had been written is gone, though it can be read, and though later syncs work.
     /// Source: <https://wiki.postgresql.org/wiki/Fsync_Errors>.
     Sync,
+    /// EAGAIN; threads that are to be started. Not I/O: its sweep is in `threads`.
+    #[allow(
+        dead_code,
+        reason = "the long form of I/O has no use for it, nor who has no HTTP"
+    )]
+    Thread,
 }
 
 impl Fault {
@@ -37,6 +43,7 @@ impl Fault {
             Fault::Full => 28,
             Fault::Short => 0,
             Fault::Sync => 256 + 5,
+            Fault::Thread => 512 + 11,
         }
     }
 }
@@ -136,7 +143,7 @@ impl Control {
 
     /// The first call that failed.
     pub(crate) fn failed(&self) -> String {
-        const CALLS: [&str; 10] = [
+        const CALLS: [&str; 11] = [
             "none",
             "open",
             "read",
@@ -147,6 +154,7 @@ impl Control {
             "stat",
             "map",
             "failed sync",
+            "thread",
         ];
         const FILES: [&str; 9] = [
             "none",
