@@ -17,7 +17,9 @@
 //! alone: else a worker that comes upon an old one would enter a later phase before those that have waited for longer. While a job
 //! has a zombie it is not claimed again: never two handlers of one job at a time.
 
-use std::collections::{BinaryHeap, HashMap, HashSet};
+mod alarm;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,8 +30,11 @@ use crate::phase::stop::{StopFlag, StopReason};
 use crate::phase::{Resolved, TypeDef};
 use crate::store::ops::Claimed;
 use crate::sync::Mutex;
-use crate::time::Timestamp;
+use crate::time::{Moment, Timestamp};
+
 use crate::transition::{JobRow, Verdict};
+pub(crate) use alarm::Alarm;
+use alarm::Alarms;
 
 /// Results of earlier phases that are kept in memory for later ones; larger ones are read again.
 const RESULT_BYTES_KEPT: usize = 16 * 1024;
@@ -94,6 +99,10 @@ impl Offer {
             phase_index: row.phase_index,
         }
     }
+
+    fn claim(self) -> (JobId, i64) {
+        (self.id, self.epoch)
+    }
 }
 
 /// One phase to be run.
@@ -101,14 +110,14 @@ pub(crate) struct Task {
     pub(crate) run: Arc<Run>,
     /// The job as it was committed last.
     pub(crate) row: JobRow,
-    pub(crate) entered_at: Timestamp,
+    pub(crate) entered: Moment,
     pub(crate) flag: Arc<StopFlag>,
 }
 
 struct Entry {
     run: Arc<Run>,
     row: JobRow,
-    entered_at: Option<Timestamp>,
+    entered: Option<Moment>,
     /// Its handler has returned, and its outcome is posted.
     is_handed_in: bool,
     /// What becomes of the job at the timeout of the phase, if it has one.
@@ -119,34 +128,15 @@ struct Entry {
 
 impl Entry {
     fn is_inside(&self) -> bool {
-        self.entered_at.is_some() && !self.is_handed_in
+        self.entered.is_some() && !self.is_handed_in
     }
-}
-
-/// What comes due while a job is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Alarm {
-    /// The phase has taken too long.
-    PhaseTimeout,
-    /// The job has taken too long, whether a worker is in its phase or not.
-    Deadline,
-    /// A handler did not stop when it was told to.
-    Overstayed,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Timer {
-    // A heap gives the greatest first.
-    at: std::cmp::Reverse<Timestamp>,
-    of: Offer,
-    alarm: Alarm,
 }
 
 /// A phase whose time is over.
 pub(crate) struct Due {
     pub(crate) row: JobRow,
     /// Now, if no worker has been free for it.
-    pub(crate) entered_at: Timestamp,
+    pub(crate) entered: Moment,
     pub(crate) alarm: Alarm,
     /// At a timeout.
     pub(crate) on_timeout: Verdict,
@@ -156,16 +146,16 @@ pub(crate) struct Due {
 struct State {
     runs: HashMap<JobId, Entry>,
     zombies: HashMap<(JobId, i64), Zombie>,
-    timers: BinaryHeap<Timer>,
+    alarms: Alarms,
     is_closed: bool,
 }
 
-/// Timers of phases that are over stay until they are due, or until there are this many for each claim.
-const TIMERS_OF_A_CLAIM: usize = 4;
-const TIMERS_MIN: usize = 256;
+/// Alarms of phases that are over stay until they are due, or until there are this many for each claim.
+const ALARMS_OF_A_CLAIM: usize = 4;
+const ALARMS_MIN: usize = 256;
 
 impl State {
-    fn end(&mut self, entry: Entry, reason: StopReason, now: Timestamp) -> Left {
+    fn end(&mut self, entry: Entry, reason: StopReason, now: Moment) -> Left {
         entry.flag.set(reason);
         if !entry.is_inside() {
             return Left::Nothing;
@@ -178,7 +168,8 @@ impl State {
         };
         let claim = (entry.row.id, entry.row.epoch);
         self.zombies.insert(claim, zombie);
-        self.set_timer(Offer::of(&entry.row), now.after(GRACE), Alarm::Overstayed);
+        let at = now.after(GRACE).passed;
+        self.set_alarm(at, Alarm::Overstayed, Offer::of(&entry.row));
         Left::Zombie
     }
 
@@ -186,14 +177,14 @@ impl State {
     /// the next.
     fn set_deadline(&mut self, row: &JobRow) {
         if let Some(at) = row.deadline {
-            self.set_timer(Offer::of(row), at, Alarm::Deadline);
+            self.forget_old_alarms();
+            self.alarms.at(at, Offer::of(row));
         }
     }
 
-    fn set_timer(&mut self, of: Offer, at: Timestamp, alarm: Alarm) {
-        self.forget_old_timers();
-        let at = std::cmp::Reverse(at);
-        self.timers.push(Timer { at, of, alarm });
+    fn set_alarm(&mut self, passed: Duration, alarm: Alarm, of: Offer) -> bool {
+        self.forget_old_alarms();
+        self.alarms.when_passed(passed, alarm, of)
     }
 
     fn returned(&mut self, id: JobId, epoch: i64) -> Option<Returned> {
@@ -202,7 +193,7 @@ impl State {
         Some(Returned {
             is_abandoned: zombie.is_abandoned,
             awaited_by: waiting.and_then(|entry| {
-                let is_offered = entry.entered_at.is_none();
+                let is_offered = entry.entered.is_none();
                 is_offered.then(|| Offer::of(&entry.row))
             }),
         })
@@ -218,30 +209,25 @@ impl State {
     }
 
     /// A queue of short phases with long timeouts must not remember all of them.
-    fn forget_old_timers(&mut self) {
+    fn forget_old_alarms(&mut self) {
         let claims = self.runs.len() + self.zombies.len();
-        if self.timers.len() < TIMERS_MIN.max(claims * TIMERS_OF_A_CLAIM) {
+        if self.alarms.len() < ALARMS_MIN.max(claims * ALARMS_OF_A_CLAIM) {
             return;
         }
         let State { runs, zombies, .. } = self;
-        self.timers.retain(|timer| match timer.alarm {
-            Alarm::PhaseTimeout | Alarm::Deadline => runs
-                .get(&timer.of.id)
-                .is_some_and(|entry| timer.is_of(entry)),
-            Alarm::Overstayed => zombies.contains_key(&timer.claim()),
+        self.alarms.retain(|alarm, of| match alarm {
+            Alarm::PhaseTimeout | Alarm::Deadline => {
+                let entry = runs.get(&of.id);
+                entry.is_some_and(|entry| is_of(alarm, of, entry))
+            }
+            Alarm::Overstayed => zombies.contains_key(&of.claim()),
         });
     }
 }
 
-impl Timer {
-    fn claim(&self) -> (JobId, i64) {
-        (self.of.id, self.of.epoch)
-    }
-
-    /// Whether it goes for the phase that this claim has come to. A deadline also passes while no worker is in it.
-    fn is_of(&self, entry: &Entry) -> bool {
-        Offer::of(&entry.row) == self.of && (self.alarm == Alarm::Deadline || entry.is_inside())
-    }
+/// Whether an alarm goes for the phase that this claim has come to. A deadline also passes while no worker is in it.
+fn is_of(alarm: Alarm, of: Offer, entry: &Entry) -> bool {
+    Offer::of(&entry.row) == of && (alarm == Alarm::Deadline || entry.is_inside())
 }
 
 /// A handler has returned after its claim was over.
@@ -282,11 +268,11 @@ impl LiveTable {
 
     /// A job was claimed, and its deadline counts from now on, if it has one. If a handler of an older claim is still inside, the
     /// new one waits for it.
-    pub(crate) fn insert(&self, row: JobRow, run: Run, now: Timestamp) -> Left {
+    pub(crate) fn insert(&self, row: JobRow, run: Run, now: Moment) -> Left {
         let entry = Entry {
             run: Arc::new(run),
             row,
-            entered_at: None,
+            entered: None,
             is_handed_in: false,
             on_timeout: Verdict::Fail,
             flag: Arc::default(),
@@ -300,37 +286,36 @@ impl LiveTable {
     }
 
     /// A phase that was offered, now entered by the caller; nothing when the offer is out of date.
-    pub(crate) fn take(&self, offer: Offer, now: Timestamp) -> Option<Task> {
+    pub(crate) fn take(&self, offer: Offer, now: Moment) -> Option<Task> {
         let mut state = self.0.lock();
         if state.is_closed || state.has_zombie(offer.id) {
             return None;
         }
         // With its flag set before somebody is inside, its deadline has passed, and that is about to be recorded.
-        let may_enter = |entry: &Entry| entry.entered_at.is_none() && !entry.flag.is_set();
+        let may_enter = |entry: &Entry| entry.entered.is_none() && !entry.flag.is_set();
         let entry = state
             .runs
             .get_mut(&offer.id)
             .filter(|entry| Offer::of(&entry.row) == offer && may_enter(entry))?;
-        entry.entered_at = Some(now);
+        entry.entered = Some(now);
         Some(Task {
             run: entry.run.clone(),
             row: entry.row,
-            entered_at: now,
+            entered: now,
             flag: entry.flag.clone(),
         })
     }
 
-    /// Sets the timeout of a phase that was entered, and what becomes of the job then; whether it comes before every other alarm.
-    pub(crate) fn set_timeout(&self, task: &Task, at: Timestamp, verdict: Verdict) -> bool {
+    /// Sets the timeout of a phase that was entered, and what becomes of the job then; whether it comes before every other one.
+    pub(crate) fn set_timeout(&self, task: &Task, timeout: Duration, verdict: Verdict) -> bool {
         let phase = Offer::of(&task.row);
+        let at = task.entered.after(timeout).passed;
         let mut state = self.0.lock();
-        let earliest = state.timers.peek().map(|timer| timer.at.0);
         let entry = state.runs.get_mut(&phase.id);
         if let Some(entry) = entry.filter(|entry| Offer::of(&entry.row) == phase) {
             entry.on_timeout = verdict;
         }
-        state.set_timer(phase, at, Alarm::PhaseTimeout);
-        earliest.is_none_or(|earliest| at < earliest)
+        state.set_alarm(at, Alarm::PhaseTimeout, phase)
     }
 
     /// The outcome of the entered phase is on disk and the next one may start.
@@ -341,7 +326,7 @@ impl LiveTable {
             .get_mut(&row.id)
             .filter(|entry| entry.row.epoch == row.epoch);
         let Some(entry) = entry else { return false };
-        (entry.row, entry.entered_at, entry.is_handed_in) = (*row, None, false);
+        (entry.row, entry.entered, entry.is_handed_in) = (*row, None, false);
         if entry.flag.is_set() {
             // A timeout came up while the outcome was on its way to the disk, and lost.
             entry.flag = Arc::default();
@@ -382,7 +367,7 @@ impl LiveTable {
         // It may be on disk already, and somebody in the next phase, or that one's claim over.
         let entry = state.runs.get_mut(&phase.id);
         if let Some(entry) = entry.filter(|entry| Offer::of(&entry.row) == phase) {
-            entry.is_handed_in = entry.entered_at.is_some();
+            entry.is_handed_in = entry.entered.is_some();
         }
         let zombie = state.zombies.get(&(phase.id, phase.epoch))?;
         if zombie.phase_index != phase.phase_index {
@@ -392,7 +377,7 @@ impl LiveTable {
     }
 
     /// The claim of a job is over by a decision from outside; its handler, if there is one, is told why.
-    pub(crate) fn end(&self, id: JobId, reason: StopReason, now: Timestamp) -> Left {
+    pub(crate) fn end(&self, id: JobId, reason: StopReason, now: Moment) -> Left {
         let mut state = self.0.lock();
         match state.runs.remove(&id) {
             Some(entry) => state.end(entry, reason, now),
@@ -401,13 +386,7 @@ impl LiveTable {
     }
 
     /// As [`LiveTable::end`], for one claim and no later one of the same job.
-    pub(crate) fn end_claim(
-        &self,
-        id: JobId,
-        epoch: i64,
-        reason: StopReason,
-        now: Timestamp,
-    ) -> Left {
+    pub(crate) fn end_claim(&self, id: JobId, epoch: i64, reason: StopReason, now: Moment) -> Left {
         let mut state = self.0.lock();
         let is_meant = |entry: &Entry| entry.row.epoch == epoch;
         if !state.runs.get(&id).is_some_and(is_meant) {
@@ -430,7 +409,7 @@ impl LiveTable {
         let offered: Vec<JobRow> = state
             .runs
             .values()
-            .filter(|entry| entry.entered_at.is_none() && is_wanted(&entry.run))
+            .filter(|entry| entry.entered.is_none() && is_wanted(&entry.run))
             .map(|entry| entry.row)
             .collect();
         for row in &offered {
@@ -442,7 +421,7 @@ impl LiveTable {
     /// Every job whose handler is inside, with since when.
     pub(crate) fn inside(&self) -> Vec<(JobRow, Timestamp)> {
         let state = self.0.lock();
-        let since = |entry: &Entry| Some((entry.row, entry.entered_at?));
+        let since = |entry: &Entry| Some((entry.row, entry.entered?.now));
         state.entered().filter_map(since).collect()
     }
 
@@ -476,34 +455,33 @@ impl LiveTable {
 
     /// The alarms that were due by `now`: phases whose time is over, whose handlers are told, and jobs whose handler has overstayed
     /// since.
-    pub(crate) fn due(&self, now: Timestamp) -> (Vec<Due>, Vec<(JobId, i64)>) {
+    pub(crate) fn due(&self, now: Moment) -> (Vec<Due>, Vec<(JobId, i64)>) {
         let mut state = self.0.lock();
         let State {
             runs,
             zombies,
-            timers,
+            alarms,
             ..
         } = &mut *state;
         let (mut due, mut overstayed) = (Vec::new(), Vec::new());
-        while let Some(timer) = timers.peek().copied().filter(|timer| timer.at.0 <= now) {
-            timers.pop();
-            match timer.alarm {
+        for (alarm, of) in alarms.due(now) {
+            match alarm {
                 Alarm::PhaseTimeout | Alarm::Deadline => {
-                    let entry = runs.get(&timer.of.id);
-                    if let Some(entry) = entry.filter(|entry| timer.is_of(entry)) {
+                    let entry = runs.get(&of.id);
+                    if let Some(entry) = entry.filter(|entry| is_of(alarm, of, entry)) {
                         entry.flag.set(StopReason::Timeout);
                         due.push(Due {
                             row: entry.row,
-                            entered_at: entry.entered_at.unwrap_or(now),
-                            alarm: timer.alarm,
+                            entered: entry.entered.unwrap_or(now),
+                            alarm,
                             on_timeout: entry.on_timeout,
                         });
                     }
                 }
                 Alarm::Overstayed => {
-                    if let Some(zombie) = zombies.get_mut(&timer.claim()) {
+                    if let Some(zombie) = zombies.get_mut(&of.claim()) {
                         zombie.has_overstayed = true;
-                        overstayed.push(timer.claim());
+                        overstayed.push(of.claim());
                     }
                 }
             }
@@ -521,7 +499,7 @@ impl LiveTable {
     }
 
     /// It could not be replaced. It goes on when the handler returns, or is to be replaced at `again`: false when it has returned.
-    pub(crate) fn keep(&self, id: JobId, epoch: i64, again: Timestamp) -> bool {
+    pub(crate) fn keep(&self, id: JobId, epoch: i64, again: Moment) -> bool {
         let mut state = self.0.lock();
         let Some(zombie) = state.zombies.get_mut(&(id, epoch)) else {
             return false;
@@ -533,7 +511,7 @@ impl LiveTable {
             epoch,
             phase_index,
         };
-        state.set_timer(of, again, Alarm::Overstayed);
+        state.set_alarm(again.passed, Alarm::Overstayed, of);
         true
     }
 
@@ -545,8 +523,9 @@ impl LiveTable {
         left.next().map(|(claim, _)| *claim)
     }
 
-    pub(crate) fn next_alarm(&self) -> Option<Timestamp> {
-        self.0.lock().timers.peek().map(|timer| timer.at.0)
+    /// When the next alarm is due, as it looks now.
+    pub(crate) fn next_alarm(&self, now: Moment) -> Option<Timestamp> {
+        self.0.lock().alarms.next(now)
     }
 
     /// How many handlers are inside, their claims over or not.

@@ -154,13 +154,37 @@ enum Source {
 struct Anchor {
     now: Timestamp,
     at: Instant,
+    /// When the clock was made.
+    since: Instant,
+}
+
+/// The present, by both of a queue's clocks. What is stored, or promised for a time of day, goes by `now`; how long something in
+/// this process may take goes by `passed`, since the wall clock may be set forward at any time, on a board without a battery by
+/// decades.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) now: Timestamp,
+    /// Since the clock was made; whole milliseconds.
+    pub(crate) passed: Duration,
+}
+
+impl Moment {
+    /// Later by as much, on both.
+    pub(crate) fn after(self, duration: Duration) -> Moment {
+        Moment {
+            now: self.now.after(duration),
+            passed: self.passed.saturating_add(duration),
+        }
+    }
 }
 
 impl Clock {
     pub(crate) fn system() -> Clock {
+        let at = monotonic();
         Clock(Arc::new(Source::System(Mutex::new(Anchor {
             now: Timestamp::now(),
-            at: monotonic(),
+            at,
+            since: at,
         }))))
     }
 
@@ -173,6 +197,27 @@ impl Clock {
         match &*self.0 {
             Source::System(anchor) => steady(&mut anchor.lock(), wall_ms(), monotonic()),
             Source::Fake(fake) => fake.now(),
+        }
+    }
+
+    /// The present time on both clocks.
+    pub(crate) fn moment(&self) -> Moment {
+        match &*self.0 {
+            Source::System(anchor) => {
+                let mut anchor = anchor.lock();
+                let at = monotonic();
+                Moment {
+                    now: steady(&mut anchor, wall_ms(), at),
+                    passed: whole_ms(at.saturating_duration_since(anchor.since)),
+                }
+            }
+            Source::Fake(fake) => {
+                let fake = fake.0.lock();
+                Moment {
+                    now: fake.now,
+                    passed: fake.passed,
+                }
+            }
         }
     }
 
@@ -209,26 +254,28 @@ pub(crate) const RECHECK: Duration = Duration::from_secs(60);
 /// For what need not be on time: an idle queue that keeps old jobs wakes up once an hour.
 pub(crate) const RECHECK_LAZY: Duration = Duration::from_secs(3600);
 
+/// Without the fraction: what is due in less than a millisecond would be waited for in vain, by clocks that count them.
+fn whole_ms(duration: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
 fn steady(anchor: &mut Anchor, wall_ms: i64, at: Instant) -> Timestamp {
     // A backward step, or two threads that read the clocks in a different order than they got the lock.
     let elapsed = at.saturating_duration_since(anchor.at);
     let now = Timestamp::from_millis(wall_ms).max(anchor.now);
     let steady = anchor.now.after(elapsed);
     // Half a second of difference is drift or rounding, not a step: follow the wall.
-    let now = if now == anchor.now
-        && steady.since(Timestamp::from_millis(wall_ms)) > Duration::from_millis(500)
-    {
-        steady
-    } else {
-        now
-    };
-    if now > anchor.now {
-        *anchor = Anchor {
-            now,
-            at: at.max(anchor.at),
-        };
+    let is_behind = now == anchor.now
+        && steady.since(Timestamp::from_millis(wall_ms)) > Duration::from_millis(500);
+    if is_behind {
+        // By what was counted, and not to `at`: the rest of a millisecond that each look would lose made the clock half as fast.
+        anchor.at += steady.since(anchor.now);
+        anchor.now = steady;
+    } else if now > anchor.now {
+        anchor.now = now;
+        anchor.at = at.max(anchor.at);
     }
-    now
+    anchor.now
 }
 
 /// A clock that stands still until a test moves it.
@@ -244,6 +291,7 @@ type Waker = Arc<dyn Fn() -> bool + Send + Sync>;
 struct Fake {
     wall_ms: i64,
     now: Timestamp,
+    passed: Duration,
     wakers: Vec<Waker>,
 }
 
@@ -254,6 +302,7 @@ impl FakeClock {
         FakeClock(Arc::new(Mutex::new(Fake {
             wall_ms: start.0,
             now: start,
+            passed: Duration::ZERO,
             wakers: Vec::new(),
         })))
     }
@@ -270,6 +319,16 @@ impl FakeClock {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         fake.wall_ms = fake.wall_ms.saturating_add(ms);
         fake.now = Timestamp::from_millis(fake.wall_ms).max(fake.now.after(by));
+        fake.passed = whole_ms(fake.passed.saturating_add(by));
+        wake(fake, &self.0);
+    }
+
+    /// Somebody sets the wall clock forward; no time passes. What is due at a time of day comes due, and no phase times out.
+    pub fn step_forward(&self, by: Duration) {
+        let mut fake = self.0.lock();
+        let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        fake.wall_ms = fake.wall_ms.saturating_add(ms);
+        fake.now = Timestamp::from_millis(fake.wall_ms).max(fake.now);
         wake(fake, &self.0);
     }
 
@@ -359,6 +418,7 @@ mod tests {
         let mut anchor = Anchor {
             now: Timestamp(1_000_000),
             at: start,
+            since: start,
         };
         let s = Duration::from_secs(1);
         assert_eq!(
@@ -384,6 +444,21 @@ mod tests {
             steady(&mut anchor, 32_000_003_500, start + 5 * s),
             Timestamp(32_000_003_500)
         );
+    }
+
+    /// The bug: each look lost the rest of its last millisecond.
+    #[test]
+    fn behind_a_wall_that_was_set_back_time_goes_on_at_its_pace() {
+        let start = monotonic();
+        let mut anchor = Anchor {
+            now: Timestamp(1_000_000),
+            at: start,
+            since: start,
+        };
+        for look in 1..=1000 {
+            steady(&mut anchor, 5, start + look * Duration::from_micros(1900));
+        }
+        assert_eq!(anchor.now, Timestamp(1_001_900));
     }
 
     #[test]

@@ -75,9 +75,10 @@ impl Engine {
         };
         let (row, run) = Run::new(claimed, def);
         let is_resting = self.state.lock().rests_for(&run.def.name);
-        let now = self.clock.now();
+        let now = self.clock.moment();
         if self.live.insert(row, run, now) == Left::Zombie {
-            self.committer.ring_before(now.after(crate::live::GRACE));
+            self.committer
+                .ring_before(now.after(crate::live::GRACE).now);
         }
         if is_resting {
             // Who ends the queue or pauses it may have looked before this claim was there, and not look again.
@@ -169,7 +170,11 @@ impl Engine {
                 "the deadline passed before the job was over".to_owned(),
             ),
             Alarm::PhaseTimeout | Alarm::Overstayed => {
-                let took = self.clock.now().since(due.entered_at);
+                let took = self
+                    .clock
+                    .moment()
+                    .passed
+                    .saturating_sub(due.entered.passed);
                 (
                     ErrorCause::Timeout,
                     format!(
@@ -188,7 +193,7 @@ impl Engine {
             verdict,
         };
         Settle {
-            started_at: due.entered_at,
+            started_at: due.entered.now,
             error: Some(Fault {
                 cause,
                 message,
@@ -219,7 +224,7 @@ impl Engine {
             log::error!("a worker cannot be replaced, this is tried again: {error}");
             if self
                 .live
-                .keep(id, epoch, self.clock.now().after(START_AGAIN))
+                .keep(id, epoch, self.clock.moment().after(START_AGAIN))
             {
                 self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
             }

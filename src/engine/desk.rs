@@ -19,13 +19,13 @@ use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
 
 impl Desk for Engine {
     fn take(&self, offer: Offer) -> Option<Task> {
-        self.live.take(offer, self.clock.now())
+        self.live.take(offer, self.clock.moment())
     }
 
     fn perform(&self, task: Task, worker: usize) -> After {
         let (id, epoch) = (task.row.id, task.row.epoch);
         if let Some(recorder) = &self.recorder {
-            let (phase_index, since) = (task.row.phase_index, task.entered_at);
+            let (phase_index, since) = (task.row.phase_index, task.entered.now);
             recorder.enter(
                 worker,
                 Inside {
@@ -75,10 +75,7 @@ impl Engine {
     /// Calls the handler.
     fn attempt(&self, task: &Task) -> Outcome {
         let Task {
-            run,
-            row,
-            entered_at,
-            ..
+            run, row, entered, ..
         } = task;
         let phase_index = row.phase_index as usize;
         let resolved = match run.resolved() {
@@ -95,14 +92,14 @@ impl Engine {
             return refuse(ErrorCause::Error, Error::closed().to_string());
         };
         let timeout = spec(run, resolved, phase_index).and_then(|spec| spec.timeout);
-        let timeout_at = timeout.map(|timeout| entered_at.after(timeout));
-        if let Some(at) = timeout_at {
+        if let Some(timeout) = timeout {
             // Asked now: it may be the user's code, and whoever finds that the time is over leads a commit.
             let verdict = self.verdict(run, row, None);
-            if self.live.set_timeout(task, at, verdict) {
-                self.committer.ring_before(at);
+            if self.live.set_timeout(task, timeout, verdict) {
+                self.committer.ring_before(self.now().after(timeout));
             }
         }
+        let timeout_at = timeout.map(|timeout| entered.now.after(timeout));
         let attempt = Attempt {
             job_id: row.id,
             job_type: run.def.name.clone(),
@@ -128,10 +125,7 @@ impl Engine {
     /// The outcome as an input of the state machine.
     fn settle(&self, task: &Task, outcome: Outcome) -> Settle {
         let Task {
-            run,
-            row,
-            entered_at,
-            ..
+            run, row, entered, ..
         } = task;
         let epoch = row.epoch;
         let refused = match outcome {
@@ -142,7 +136,7 @@ impl Engine {
                 };
                 return Settle {
                     result: Some(result),
-                    started_at: *entered_at,
+                    started_at: entered.now,
                     ..Settle::void(row, input)
                 };
             }
@@ -190,7 +184,7 @@ impl Engine {
         });
         Settle {
             error,
-            started_at: *entered_at,
+            started_at: entered.now,
             ..Settle::void(row, input)
         }
     }

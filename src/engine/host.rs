@@ -55,7 +55,7 @@ impl Host for Engine {
     }
 
     fn due(&self, now: Timestamp, is_idle: bool, ops: &mut Vec<Op>) {
-        let (due, overstayed) = self.live.due(now);
+        let (due, overstayed) = self.live.due(self.clock.moment());
         for due in due {
             ops.push(Op::Settle(self.timed_out(&due)));
         }
@@ -161,7 +161,8 @@ impl Host for Engine {
     }
 
     fn deadline(&self) -> Deadline {
-        let (now, alarm) = (self.clock.now(), self.live.next_alarm());
+        let moment = self.clock.moment();
+        let (now, alarm) = (moment.now, self.live.next_alarm(moment));
         let mut state = self.state.lock();
         if state.is_stopping {
             return Deadline {

@@ -395,16 +395,16 @@ impl Engine {
 
     /// The claim of a job is over by a decision from outside of its handler.
     fn end_claim(&self, id: JobId, reason: StopReason) {
-        let now = self.clock.now();
+        let now = self.clock.moment();
         let left = self.live.end(id, reason, now);
-        self.claim_ended(id, left, now);
+        self.claim_ended(id, left, now.now);
     }
 
     /// As [`Engine::end_claim`], for one claim and no later one of the job.
     fn end_one(&self, id: JobId, epoch: i64, reason: StopReason) {
-        let now = self.clock.now();
+        let now = self.clock.moment();
         let left = self.live.end_claim(id, epoch, reason, now);
-        self.claim_ended(id, left, now);
+        self.claim_ended(id, left, now.now);
     }
 
     fn claim_ended(&self, id: JobId, left: Left, now: Timestamp) {

@@ -188,7 +188,7 @@ fn a_handler_whose_timeout_cannot_be_recorded_is_inside_still() {
     let (engine, _) = open(0);
     let (row, claimed) = claimed();
     engine.begin(claimed);
-    let now = engine.clock.now();
+    let now = engine.clock.moment();
     assert!(engine.live.take(Offer::of(&row), now).is_some());
     let timeout = Settle {
         is_from: Source::Supervisor(StopReason::Timeout),
@@ -213,7 +213,12 @@ fn a_claim_that_another_process_ended_before_we_knew_of_it_is_not_entered() {
     let mut committed = Committed::default();
     committed.claims.claimed.push(claimed);
     engine.committed(Vec::new(), &mut committed, Duration::ZERO, now);
-    assert!(engine.live.take(Offer::of(&row), now).is_none());
+    assert!(
+        engine
+            .live
+            .take(Offer::of(&row), engine.clock.moment())
+            .is_none()
+    );
     close(&engine);
 }
 
@@ -227,7 +232,7 @@ fn a_claim_of_what_is_paused_is_given_back() {
     assert!(
         engine
             .live
-            .take(Offer::of(&row), engine.clock.now())
+            .take(Offer::of(&row), engine.clock.moment())
             .is_none()
     );
     {
@@ -240,7 +245,7 @@ fn a_claim_of_what_is_paused_is_given_back() {
     assert!(
         engine
             .live
-            .take(Offer::of(&row), engine.clock.now())
+            .take(Offer::of(&row), engine.clock.moment())
             .is_none()
     );
     assert_eq!(engine.live.len(), 0);

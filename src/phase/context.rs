@@ -146,6 +146,7 @@ impl<I> PhaseContext<I> {
     }
 
     /// When this try will be given up: the phase's timeout or the job's deadline, whichever is earlier.
+    /// The timeout as it looked when the try began: it does not follow a clock that is set.
     pub fn deadline(&self) -> Option<Timestamp> {
         self.attempt.deadline
     }

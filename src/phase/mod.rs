@@ -64,7 +64,8 @@ impl<T> Phase<T> {
         self
     }
 
-    /// After this long the try has failed, whatever the handler does. Defaults to no timeout.
+    /// After this long the try has failed, whatever the handler does, and whatever the wall clock is set to meanwhile. Defaults to
+    /// no timeout.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Phase<T> {
         self.timeout = Some(timeout);

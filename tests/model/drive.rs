@@ -152,12 +152,19 @@ impl<'a> Drive<'a> {
             Step::Pause(kind, is_paused) => self.pause(*kind, *is_paused),
             Step::Tick(ms) => {
                 self.model.now += ms;
+                self.model.passed += ms;
                 self.clock.advance(ms_of(*ms));
                 Ok(())
             }
             Step::Back(ms) => {
                 self.counters.add("the clock was set back");
                 self.clock.step_back(ms_of(*ms));
+                Ok(())
+            }
+            Step::Forward(ms) => {
+                self.counters.add("the clock was set forward");
+                self.clock.step_forward(ms_of(*ms));
+                self.model.now = self.clock.now().as_millis();
                 Ok(())
             }
             Step::Subscribe => {

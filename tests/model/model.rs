@@ -81,12 +81,15 @@ impl Job {
 pub(crate) struct Claim {
     pub(crate) number: u64,
     pub(crate) entered: Option<i64>,
+    /// What had passed by then.
+    pub(crate) began: i64,
 }
 
 /// A handler whose claim is over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Zombie {
     pub(crate) job: i64,
+    /// What had passed by then.
     pub(crate) since: i64,
     pub(crate) is_replaced: bool,
 }
@@ -120,6 +123,8 @@ pub(crate) struct Keep {
 
 pub(crate) struct Model {
     pub(crate) now: i64,
+    /// Time, whatever the clock is set to.
+    pub(crate) passed: i64,
     pub(crate) jobs: BTreeMap<i64, Job>,
     pub(crate) last_id: i64,
     /// Events since they were taken last: which job, and what.
@@ -147,6 +152,7 @@ impl Model {
     pub(crate) fn new(now: i64, workers: usize, keep: Keep) -> Model {
         Model {
             now,
+            passed: 0,
             jobs: BTreeMap::new(),
             last_id: 0,
             events: Vec::new(),
@@ -405,7 +411,7 @@ impl Model {
             if claim.number != number || claim.entered.is_some() {
                 continue;
             }
-            claim.entered = Some(self.now);
+            (claim.entered, claim.began) = (Some(self.now), self.passed);
             self.free -= 1;
             let job = &self.jobs[&id];
             let (phase, results) = (job.phase().expect("a phase to run"), job.done.iter());
@@ -425,25 +431,26 @@ impl Model {
 
     /// The first phase whose time is over has failed, and its handler is told. A deadline also passes where no worker is.
     fn time_out(&mut self) -> bool {
-        let mut due = None;
+        // By how long each is overdue: a timeout knows nothing of a clock that was set.
+        let mut due: Option<(i64, bool, i64)> = None;
         for (id, claim) in &self.claims {
             let job = &self.jobs[id];
             let timeout = kinds::timeout(job.kind, job.phase().unwrap_or_default());
-            let timeout = claim.entered.zip(timeout).map(|(at, ms)| (at + ms, true));
-            let deadline = job.deadline.map(|at| (at, false));
-            for (at, is_timeout) in [timeout, deadline].into_iter().flatten() {
-                if at <= self.now && due.is_none_or(|other| (at, is_timeout, *id) < other) {
-                    due = Some((at, is_timeout, *id));
+            let timeout = timeout.filter(|_| claim.entered.is_some());
+            let timeout = timeout.map(|ms| (claim.began + ms - self.passed, true));
+            let deadline = job.deadline.map(|at| (at - self.now, false));
+            for (left, is_timeout) in [timeout, deadline].into_iter().flatten() {
+                if left <= 0 && due.is_none_or(|other| (left, is_timeout, *id) < other) {
+                    due = Some((left, is_timeout, *id));
                 }
             }
         }
         let Some((_, is_timeout, id)) = due else {
             return false;
         };
-        let entered = self.claims[&id].entered.unwrap_or_default();
+        let took = self.passed - self.claims[&id].began;
         self.end_claim(id);
         if is_timeout {
-            let took = self.now - entered;
             let message = format!("the phase took longer than its timeout ({took} ms)");
             self.failed(id, ("timeout", &message), None, false);
         } else {
@@ -455,7 +462,8 @@ impl Model {
 
     /// Who does not stop loses his worker.
     fn replace_worker(&mut self) -> bool {
-        let is_due = |zombie: &&mut Zombie| !zombie.is_replaced && zombie.since + GRACE <= self.now;
+        let is_due =
+            |zombie: &&mut Zombie| !zombie.is_replaced && zombie.since + GRACE <= self.passed;
         let Some(zombie) = self.zombies.iter_mut().find(is_due) else {
             return false;
         };
@@ -510,6 +518,7 @@ impl Model {
             Claim {
                 number,
                 entered: None,
+                began: 0,
             },
         );
         self.ready.push_back((id, number));
@@ -545,7 +554,7 @@ impl Model {
         {
             self.zombies.push(Zombie {
                 job: id,
-                since: self.now,
+                since: self.passed,
                 is_replaced: false,
             });
         }

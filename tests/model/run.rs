@@ -9,7 +9,7 @@ use super::step::Config;
 
 pub(crate) const STEPS_OF_A_HISTORY: usize = 150;
 /// Paths that are seldom taken. A long run must have taken each of them.
-pub(crate) const RARE: [&str; 26] = [
+pub(crate) const RARE: [&str; 27] = [
     "a checkpoint refused to a late handler",
     "a deadline passed inside a handler",
     "a handler abandoned",
@@ -34,6 +34,7 @@ pub(crate) const RARE: [&str; 26] = [
     "snoozed",
     "the clock was behind after a restart",
     "the clock was set back",
+    "the clock was set forward",
     "the crash limit was reached",
     "tried again while the old handler was inside",
 ];

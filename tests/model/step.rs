@@ -25,6 +25,8 @@ pub(crate) enum Step {
     Tick(i64),
     /// The wall clock is set back.
     Back(i64),
+    /// And forward.
+    Forward(i64),
     Subscribe,
     /// The seed says what handlers do; the clock moves by so much while nothing runs.
     Restart(u64, i64),
@@ -132,7 +134,8 @@ impl Config {
                 Step::Pause(kind, rng.one_in(3))
             }
             77 => Step::Subscribe,
-            78 | 79 => Step::Back(self.time(rng, 100_000)),
+            78 => Step::Back(self.time(rng, 100_000)),
+            79 => Step::Forward(self.time(rng, 100_000)),
             80 if rng.one_in(2) => Step::Restart(pick, self.leap(rng)),
             81 => Step::Crash(pick, self.leap(rng)),
             _ => Step::Tick(match rng.below(8) {
