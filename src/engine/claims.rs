@@ -108,24 +108,37 @@ impl Engine {
     /// Makes the plans of due jobs that have none: those that came from outside. The user's code may be slow and may call the queue,
     /// which would wait for us: we lead.
     pub(super) fn plan(&self, unplanned: Vec<(JobId, Arc<str>, String)>) {
-        let Some(me) = self.me.upgrade() else { return };
-        let unplanned = Arc::new(unplanned);
-        let jobs = unplanned.clone();
-        if let Err(error) = me.thread("stepwell-plan", move |engine| engine.make_plans(&jobs)) {
+        let is_first = {
+            let mut state = self.state.lock();
+            state.unplanned.extend(unplanned);
+            !std::mem::replace(&mut state.is_planning, true)
+        };
+        let Some(me) = self.me.upgrade().filter(|_| is_first) else {
+            return;
+        };
+        if let Err(error) = me.thread("stepwell-plan", Engine::make_plans) {
             log::warn!("plans are made with everybody waiting: {error}");
-            self.make_plans(&unplanned);
+            self.make_plans();
         }
     }
 
-    fn make_plans(&self, unplanned: &[(JobId, Arc<str>, String)]) {
-        for (id, job_type, input) in unplanned {
-            let plan = match self.registry.get(job_type).map(|def| def.resolve(input)) {
+    /// One thread at a time: until there is no job without a plan.
+    fn make_plans(&self) {
+        while let Some((id, job_type, input)) = self.next_unplanned() {
+            let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
                 Some(Ok(resolved)) => Ok(resolved.plan),
                 Some(Err(error)) => Err(error.to_string()),
                 None => Err(format!("job type {job_type:?} is not registered")),
             };
-            self.committer.post(Op::SetPlan { id: *id, plan });
+            self.committer.post(Op::SetPlan { id, plan });
         }
+    }
+
+    fn next_unplanned(&self) -> Option<(JobId, Arc<str>, String)> {
+        let mut state = self.state.lock();
+        let next = state.unplanned.pop_front();
+        state.is_planning = next.is_some();
+        next
     }
 
     /// Gives back what was offered of paused types, and of everything while the queue rests.

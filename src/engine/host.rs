@@ -19,6 +19,8 @@ use crate::time::{Timestamp, monotonic};
 
 /// Inputs that are loaded in one commit: they stay in memory while their jobs are under way.
 const CLAIM_BYTES_MAX: usize = 4 << 20;
+/// Jobs whose plans are being made: their inputs are in memory too.
+const PLANS_MAX: usize = 32;
 
 impl Host for Engine {
     fn request(&self, ops: &[Op], now: Timestamp) -> ClaimRequest {
@@ -46,6 +48,7 @@ impl Host for Engine {
             room: window.saturating_sub(under_way),
             excess: under_way.saturating_sub(window),
             bytes_max: CLAIM_BYTES_MAX,
+            plans_max: PLANS_MAX.saturating_sub(state.planning.len()),
             types: state.claimable.clone(),
             exclude,
             direct: !is_due && under_way < self.config.workers,
@@ -192,7 +195,9 @@ impl Host for Engine {
                 format!("job {}: its outcome cannot be recorded: {error}", settle.id)
             }
             Op::SetPlan { id, .. } => {
-                self.state.lock().planning.remove(id);
+                let mut state = self.state.lock();
+                state.planning.remove(id);
+                state.backlog.unknown();
                 format!("job {id}: its plan cannot be recorded: {error}")
             }
             Op::Prune(_) => {

@@ -10,7 +10,7 @@ mod health;
 mod host;
 mod services;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -88,8 +88,12 @@ struct State {
     /// A due job that cannot be read, until somebody resumes the queue.
     claim_failure: Option<String>,
     poison: Option<String>,
-    /// Jobs whose plan is being made.
+    /// Jobs whose plan is being made, or not on disk yet.
     planning: HashSet<JobId>,
+    /// Those of them that nobody has begun with: their types and inputs.
+    unplanned: VecDeque<(JobId, Arc<str>, String)>,
+    /// Somebody is making plans.
+    is_planning: bool,
 }
 
 #[derive(Default)]
@@ -512,6 +516,8 @@ impl State {
             claim_failure: None,
             poison: None,
             planning: HashSet::new(),
+            unplanned: VecDeque::new(),
+            is_planning: false,
         }
     }
 

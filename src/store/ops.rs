@@ -169,6 +169,8 @@ pub(crate) struct ClaimRequest {
     pub(crate) types: Arc<[Claimable]>,
     /// Jobs whose earlier handler has not returned, or whose plan is being made.
     pub(crate) exclude: HashSet<JobId>,
+    /// For how many more jobs a plan may be asked.
+    pub(crate) plans_max: usize,
     /// A worker is idle and nothing is due: new jobs may be stored as claimed.
     pub(crate) direct: bool,
     /// Look at what is due.

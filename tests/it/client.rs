@@ -1,5 +1,6 @@
 //! A client beside the process that runs the jobs: it is noticed at once.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -188,6 +189,48 @@ fn a_planned_job_from_a_client_is_planned_by_the_process_that_runs_it() {
     harness.wait_for(&queue, own, JobStatus::Completed);
     let job = harness.wait_for(&queue, bad, JobStatus::Failed);
     assert_eq!(job.errors[0].message, "job type \"planned\": nothing to do");
+    assert_sound(&queue);
+}
+
+/// The bug: each commit that came upon jobs without a plan started a thread for them, and found the next ones at once: as many
+/// threads, and inputs in memory, as there were such jobs.
+#[test]
+fn plans_are_made_one_after_another_and_hold_up_nobody() {
+    let harness = Harness::new();
+    let (inside, gate) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (count, is_open) = (inside.clone(), gate.clone());
+    let planned = JobType::planned(
+        "planned",
+        move |_: &u32| {
+            count.fetch_add(1, Ordering::SeqCst);
+            while !is_open.load(Ordering::SeqCst) {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            Ok(JobPlan::new([PhaseSpec::new("a")]))
+        },
+        |_| Ok(Value::Null),
+    );
+    let mut builder = harness.builder().workers(1);
+    builder.register(plain());
+    builder.register(planned);
+    let queue = builder.open().unwrap();
+    let client = harness.client();
+    let new = |n: u32| NewJob::new("planned", &n).unwrap();
+    let jobs = client.enqueue_all((0..200).map(new).collect()).unwrap();
+    harness.until("the first is being planned", || {
+        inside.load(Ordering::SeqCst) > 0
+    });
+    // The others are looked at in its commit, and before it.
+    let other = queue.enqueue("plain", &json!(1)).unwrap();
+    harness.wait_for(&queue, other, JobStatus::Completed);
+    assert_eq!(inside.load(Ordering::SeqCst), 1);
+    gate.store(true, Ordering::SeqCst);
+    for job in jobs {
+        harness.wait_for(&queue, job.id, JobStatus::Completed);
+    }
     assert_sound(&queue);
 }
 

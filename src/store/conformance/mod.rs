@@ -253,6 +253,7 @@ impl Bench {
             bytes_max: usize::MAX,
             types: self.types.clone().into(),
             exclude: HashSet::new(),
+            plans_max: 100,
             direct: false,
             from_backlog: true,
             release: Release::Nobody,

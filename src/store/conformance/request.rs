@@ -359,8 +359,17 @@ pub(super) fn pauses_are_stored_by_queue_and_type(bench: &mut Bench) {
 
 pub(super) fn a_planned_job_can_be_claimed_and_an_unplannable_one_fails(bench: &mut Bench) {
     bench.register_as("planned", None, None);
+    bench.register("import", "a");
     let good = bench.enqueue(new_job("planned"));
     let bad = bench.enqueue(new_job("planned"));
+    let plain = bench.enqueue(new_job("import"));
+    // One plan at a time: the other waits, and keeps nobody of another type waiting.
+    let claims = bench.claim_with(&ClaimRequest {
+        plans_max: 1,
+        ..bench.request()
+    });
+    assert_eq!((ids(&claims), claims.unplanned.len()), (vec![plain], 1));
+    assert_eq!((claims.more, claims.is_full), (true, false));
     let claims = bench.claim();
     assert_eq!(ids(&claims), []);
     let unplanned: Vec<_> = claims.unplanned.iter().map(|(id, ..)| *id).collect();

@@ -43,6 +43,10 @@ impl Commit<'_> {
                 let running = self.rows.running(claimable.type_id)?;
                 limit = limit.min(max.saturating_sub(running) as usize);
             }
+            if claimable.plan.is_none() {
+                // Behind those whose plans are being made the others of the type wait: they are not passed by.
+                limit = limit.min(request.plans_max);
+            }
             // A few more than there is room for: those that must not be claimed now, and one to know whether there are more.
             rows.clear();
             self.rows.due(
@@ -94,12 +98,12 @@ impl Commit<'_> {
                 plan.clone()
             }
             None if before.plan_id == 0 => {
-                if self
-                    .claims
-                    .unplanned
-                    .iter()
-                    .any(|(id, ..)| *id == before.id)
-                {
+                let unplanned = &self.claims.unplanned;
+                if unplanned.iter().any(|(id, ..)| *id == before.id) {
+                    return Ok(0);
+                }
+                if unplanned.len() >= self.request.plans_max {
+                    self.claims.more = true;
                     return Ok(0);
                 }
                 let input = self.rows.details(&before)?.input;
