@@ -145,7 +145,7 @@ pub use phase::context::PhaseContext;
 pub use phase::stop::StopReason;
 pub use phase::{JobPlan, JobType, Phase, PhaseError, PhaseSpec};
 pub use queue::builder::Builder;
-pub use queue::{Health, JobQueue};
+pub use queue::{Health, JobQueue, WeakQueue};
 pub use requests::{JobPage, ListFilter};
 pub use retry::RetryPolicy;
 pub use shutdown::ShutdownReport;

@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use crate::bus::Heard;
 use crate::engine::Engine;
-use crate::error::panic_message;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, panic_text};
 use crate::event::{self, Event, Seq};
-use crate::sync::{JoinHandle, Mutex, current_thread, pause, spawn};
+use crate::sync::{JoinHandle, Mutex, ThreadId, current_thread, pause, spawn};
 use crate::time::monotonic;
 
 /// Changes that are read at a time: a page or two of the file.
@@ -165,8 +164,11 @@ pub(crate) struct Listeners {
 
 #[derive(Default)]
 struct State {
-    callbacks: Vec<Callback>,
+    /// With the newest event when each was added: it hears what came after that.
+    callbacks: Vec<(Seq, Callback)>,
     thread: Option<JoinHandle<()>>,
+    /// It is the callbacks' own, also while somebody waits for its end.
+    own: Option<ThreadId>,
     /// The end could not be read.
     has_missed: bool,
 }
@@ -178,16 +180,24 @@ impl Listeners {
         engine: &Arc<Engine>,
         callback: Callback,
     ) -> Result<()> {
-        let mut subscription = Subscription::new(engine.clone(), engine.reader.head()?.seq);
+        let head = engine.reader.head()?.seq;
+        let mut subscription = Subscription::new(engine.clone(), head);
         let mut state = self.state.lock();
-        state.callbacks.push(callback);
+        state.callbacks.push((head, callback));
         if state.thread.is_none() {
             let listeners = self.clone();
             let thread = spawn("stepwell-listen", move || {
                 let has_heard_all = listeners.listen(&mut subscription);
-                listeners.state.lock().has_missed |= !has_heard_all;
+                let mut state = listeners.state.lock();
+                state.has_missed |= !has_heard_all;
+                // One may own the queue, and with it itself.
+                let callbacks = std::mem::take(&mut state.callbacks);
+                drop(state);
+                drop(callbacks);
             });
-            state.thread = Some(thread.inspect_err(|_| drop(state.callbacks.pop()))?);
+            let thread = thread.inspect_err(|_| drop(state.callbacks.pop()))?;
+            state.own = Some(thread.thread().id());
+            state.thread = Some(thread);
         }
         Ok(())
     }
@@ -228,25 +238,25 @@ impl Listeners {
     /// Calls each with no lock held; one that panics is not called again.
     fn tell(&self, event: &Event) {
         let callbacks = self.state.lock().callbacks.clone();
-        for callback in callbacks {
+        // What is not in the log has no number, and was not there before either.
+        let is_news = |since: Seq| event.seq == 0 || event.seq > since;
+        for (_, callback) in callbacks.into_iter().filter(|(since, _)| is_news(*since)) {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| callback(event))) {
                 log::error!(
                     "a callback panicked and is not called again: {}",
-                    panic_message(&*panic)
+                    panic_text(panic)
                 );
                 self.state
                     .lock()
                     .callbacks
-                    .retain(|other| !Arc::ptr_eq(other, &callback));
+                    .retain(|(_, other)| !Arc::ptr_eq(other, &callback));
             }
         }
     }
 
     /// Whether the calling thread is that of the callbacks.
     pub(crate) fn is_own_thread(&self) -> bool {
-        let state = self.state.lock();
-        let thread = state.thread.as_ref();
-        thread.is_some_and(|thread| thread.thread().id() == current_thread())
+        self.state.lock().own == Some(current_thread())
     }
 
     /// Waits until every callback has heard everything, the bus being closed. False when `is_over` came first.

@@ -18,6 +18,7 @@
 //! has a zombie it is not claimed again: never two handlers of one job at a time.
 
 mod alarm;
+mod zombie;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -29,12 +30,14 @@ use crate::job::{Interruption, JobError, JobId};
 use crate::phase::stop::{StopFlag, StopReason};
 use crate::phase::{Resolved, TypeDef};
 use crate::store::ops::Claimed;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, ThreadId, current_thread};
 use crate::time::{Moment, Timestamp};
 
 use crate::transition::{JobRow, Verdict};
 pub(crate) use alarm::Alarm;
 use alarm::Alarms;
+use zombie::{Place, Zombie};
+pub(crate) use zombie::{Replace, Returned};
 
 /// Results of earlier phases that are kept in memory for later ones; larger ones are read again.
 const RESULT_BYTES_KEPT: usize = 16 * 1024;
@@ -118,6 +121,8 @@ struct Entry {
     run: Arc<Run>,
     row: JobRow,
     entered: Option<Moment>,
+    /// Whose thread is, or was last, inside.
+    worker: Option<ThreadId>,
     /// Its handler has returned, and its outcome is posted.
     is_handed_in: bool,
     /// What becomes of the job at the timeout of the phase, if it has one.
@@ -164,7 +169,8 @@ impl State {
             flag: entry.flag,
             phase_index: entry.row.phase_index,
             has_overstayed: false,
-            is_abandoned: false,
+            worker: entry.worker,
+            place: Place::Held,
         };
         let claim = (entry.row.id, entry.row.epoch);
         self.zombies.insert(claim, zombie);
@@ -191,7 +197,7 @@ impl State {
         let zombie = self.zombies.remove(&(id, epoch))?;
         let waiting = self.runs.get(&id);
         Some(Returned {
-            is_abandoned: zombie.is_abandoned,
+            is_abandoned: zombie.place == Place::Taken,
             awaited_by: waiting.and_then(|entry| {
                 let is_offered = entry.entered.is_none();
                 is_offered.then(|| Offer::of(&entry.row))
@@ -202,6 +208,11 @@ impl State {
     /// Claims whose handler is inside.
     fn entered(&self) -> impl Iterator<Item = &Entry> {
         self.runs.values().filter(|entry| entry.is_inside())
+    }
+
+    fn left_count(&self) -> usize {
+        let zombies = self.zombies.values();
+        zombies.filter(|it| it.place != Place::Held).count()
     }
 
     fn has_zombie(&self, id: JobId) -> bool {
@@ -230,24 +241,6 @@ fn is_of(alarm: Alarm, of: Offer, entry: &Entry) -> bool {
     Offer::of(&entry.row) == of && (alarm == Alarm::Deadline || entry.is_inside())
 }
 
-/// A handler has returned after its claim was over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Returned {
-    /// Its worker was replaced, and has to end.
-    pub(crate) is_abandoned: bool,
-    /// The phase of a newer claim of the job, which has waited for it and is to be offered.
-    pub(crate) awaited_by: Option<Offer>,
-}
-
-struct Zombie {
-    flag: Arc<StopFlag>,
-    phase_index: u32,
-    /// It did not stop when it was told to.
-    has_overstayed: bool,
-    /// Its worker was replaced.
-    is_abandoned: bool,
-}
-
 /// How a claim that ends left its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -273,6 +266,7 @@ impl LiveTable {
             run: Arc::new(run),
             row,
             entered: None,
+            worker: None,
             is_handed_in: false,
             on_timeout: Verdict::Fail,
             flag: Arc::default(),
@@ -297,7 +291,7 @@ impl LiveTable {
             .runs
             .get_mut(&offer.id)
             .filter(|entry| Offer::of(&entry.row) == offer && may_enter(entry))?;
-        entry.entered = Some(now);
+        (entry.entered, entry.worker) = (Some(now), Some(current_thread()));
         Some(Task {
             run: entry.run.clone(),
             row: entry.row,
@@ -432,11 +426,14 @@ impl LiveTable {
         posted.map(|entry| entry.row.id).collect()
     }
 
-    /// How many handlers may still return soon: all that are inside, but those that have overstayed.
-    pub(crate) fn awaited_count(&self) -> usize {
+    /// Whether somebody may still return soon, or be entered: all but handlers that have overstayed, and those in these threads.
+    pub(crate) fn has_others(&self, threads: &[ThreadId]) -> bool {
         let state = self.0.lock();
-        let told = state.zombies.values().filter(|told| !told.has_overstayed);
-        state.entered().count() + told.count()
+        let is_one = |worker: Option<ThreadId>| worker.is_some_and(|it| threads.contains(&it));
+        let mut claims = state.runs.values();
+        let mut told = state.zombies.values().filter(|told| !told.has_overstayed);
+        claims.any(|entry| !(entry.is_inside() && is_one(entry.worker)))
+            || told.any(|zombie| !is_one(zombie.worker))
     }
 
     /// The claims that are under way: jobs and epochs.
@@ -447,6 +444,10 @@ impl LiveTable {
             .values()
             .map(|entry| (entry.row.id, entry.row.epoch));
         claims.collect()
+    }
+
+    pub(crate) fn is_under_way(&self, id: JobId) -> bool {
+        self.0.lock().runs.contains_key(&id)
     }
 
     pub(crate) fn zombies(&self) -> HashSet<JobId> {
@@ -489,22 +490,35 @@ impl LiveTable {
         (due, overstayed)
     }
 
-    /// The worker of a handler that overstays is to be replaced, and ends when the handler returns: false when it has, or somebody
-    /// else is about to.
-    pub(crate) fn abandon(&self, id: JobId, epoch: i64) -> bool {
+    /// The worker of a handler that overstays is to be replaced, as long as fewer than `max` are.
+    pub(crate) fn replace(&self, id: JobId, epoch: i64, max: usize) -> Replace {
         let mut state = self.0.lock();
+        let is_full = state.left_count() >= max;
         let zombie = state.zombies.get_mut(&(id, epoch));
-        let zombie = zombie.filter(|zombie| !zombie.is_abandoned);
-        zombie.map(|zombie| zombie.is_abandoned = true).is_some()
+        match zombie.filter(|zombie| zombie.place == Place::Held) {
+            None => Replace::No,
+            Some(_) if is_full => Replace::TooMany,
+            Some(zombie) => {
+                zombie.place = Place::Wanted;
+                Replace::Begin
+            }
+        }
     }
 
-    /// It could not be replaced. It goes on when the handler returns, or is to be replaced at `again`: false when it has returned.
-    pub(crate) fn keep(&self, id: JobId, epoch: i64, again: Moment) -> bool {
+    /// It was replaced, and ends when the handler returns: false when that has, and its worker has gone on.
+    pub(crate) fn replaced(&self, id: JobId, epoch: i64) -> bool {
+        let mut state = self.0.lock();
+        let zombie = state.zombies.get_mut(&(id, epoch));
+        zombie.map(|zombie| zombie.place = Place::Taken).is_some()
+    }
+
+    /// It could not be replaced: it goes on when the handler returns, or is to be replaced at `again`.
+    pub(crate) fn keep(&self, id: JobId, epoch: i64, again: Moment) {
         let mut state = self.0.lock();
         let Some(zombie) = state.zombies.get_mut(&(id, epoch)) else {
-            return false;
+            return;
         };
-        zombie.is_abandoned = false;
+        zombie.place = Place::Held;
         let phase_index = 0;
         let of = Offer {
             id,
@@ -512,13 +526,17 @@ impl LiveTable {
             phase_index,
         };
         state.set_alarm(again.passed, Alarm::Overstayed, of);
-        true
+    }
+
+    /// Handlers that have overstayed and whose workers were replaced, or are being.
+    pub(crate) fn left_count(&self) -> usize {
+        self.0.lock().left_count()
     }
 
     /// A handler that has overstayed and whose worker was not replaced.
     pub(crate) fn overstayed(&self) -> Option<(JobId, i64)> {
         let state = self.0.lock();
-        let is_left = |zombie: &Zombie| zombie.has_overstayed && !zombie.is_abandoned;
+        let is_left = |zombie: &Zombie| zombie.has_overstayed && zombie.place == Place::Held;
         let mut left = state.zombies.iter().filter(|(_, zombie)| is_left(zombie));
         left.next().map(|(claim, _)| *claim)
     }

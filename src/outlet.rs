@@ -12,7 +12,12 @@ use std::time::Duration;
 
 use crate::store::Reader;
 use crate::store::outbox::Attempted;
-use crate::time::Clock;
+use crate::time::{Clock, Moment};
+
+/// For deliveries that are cut off to end.
+pub(crate) const CLOSE_GRACE: Duration = Duration::from_millis(50);
+/// After a thread could not be had.
+pub(crate) const START_AGAIN: Duration = Duration::from_secs(10);
 
 /// Who sends deliveries. All of it returns at once, except `close`.
 pub(crate) trait Outlet: Send + Sync {
@@ -24,6 +29,8 @@ pub(crate) trait Outlet: Send + Sync {
     fn not_recorded(&self, attempted: &Attempted);
     /// Anything may have changed: by another process, or because the clock was set.
     fn look(&self);
+    /// It could have no thread for what it was told: when it is to be told to `look` again.
+    fn again(&self) -> Option<Moment>;
     /// Takes nothing any more but what was never tried.
     fn drain(&self);
     /// Nothing is on its way, and nothing would be taken now.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::error::panic_message;
 use crate::live::{Offer, Task};
-use crate::sync::{JoinHandle, Mutex, Receiver, TryRecvError, current_thread, pause, spawn};
+use crate::sync::{
+    AtomicUsize, JoinHandle, Mutex, Ordering, Receiver, TryRecvError, current_thread, pause, spawn,
+};
 
 /// A worker that is not inside a handler ends within microseconds; we look for so long whether it has.
 const LOOK: Duration = Duration::from_millis(1);
@@ -37,29 +39,34 @@ pub(crate) enum After {
 /// The threads of a queue.
 pub(crate) struct Pool {
     ready: Receiver<Offer>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    /// Workers that are to end as soon as they have no handler: another has taken the place of each.
+    surplus: AtomicUsize,
 }
 
 #[derive(Default)]
 struct State {
     threads: Vec<JoinHandle<()>>,
     /// Each worker has a number of its own: its slot in the flight recorder.
-    started: usize,
+    numbers: usize,
+    /// Numbers of workers that have ended.
+    free: Vec<usize>,
 }
 
 impl Pool {
     pub(crate) fn new(ready: Receiver<Offer>) -> Pool {
         Pool {
             ready,
-            state: Mutex::default(),
+            state: Arc::default(),
+            surplus: AtomicUsize::new(0),
         }
     }
 
     /// Starts one more worker.
     pub(crate) fn start(&self, desk: Arc<dyn Desk>) -> Result<()> {
         let mut state = self.state.lock();
-        let worker = state.started;
-        let ready = self.ready.clone();
+        let worker = state.free.pop().unwrap_or(state.numbers);
+        let (ready, own) = (self.ready.clone(), self.state.clone());
         let name = format!("stepwell-{worker}");
         let thread = spawn(&name, move || {
             let name = format!("stepwell-{worker}");
@@ -67,11 +74,34 @@ impl Pool {
             if let Err(panic) = work {
                 desk.poison(&name, &panic_message(&*panic));
             }
+            own.lock().free.push(worker);
+        });
+        let thread = thread.inspect_err(|_| {
+            if worker < state.numbers {
+                state.free.push(worker);
+            }
         })?;
-        state.started += 1;
+        state.numbers = state.numbers.max(worker + 1);
         state.threads.retain(|thread| !thread.is_finished());
         state.threads.push(thread);
         Ok(())
+    }
+
+    /// A worker goes on although another was started in its place.
+    pub(crate) fn one_too_many(&self) {
+        self.surplus.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What the calling worker does now that it has no handler.
+    pub(crate) fn next(&self) -> After {
+        let surplus = &self.surplus;
+        if surplus.load(Ordering::Relaxed) == 0 {
+            return After::Next;
+        }
+        let taken = surplus.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            count.checked_sub(1)
+        });
+        taken.map_or(After::Next, |_| After::End)
     }
 
     /// Whether the calling thread is one of the workers.

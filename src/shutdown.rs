@@ -23,13 +23,12 @@ use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::JobId;
 use crate::listener::Listeners;
-use crate::sync::{Condvar, Mutex, pause, spawn};
+use crate::outlet::CLOSE_GRACE;
+use crate::sync::{Condvar, Mutex, ThreadId, current_thread, pause, spawn};
 use crate::time::monotonic;
 
 /// For handlers to notice their flag.
 const FLAG_GRACE: Duration = Duration::from_millis(100);
-/// For deliveries that are cut off to end.
-const OUTLET_GRACE: Duration = Duration::from_millis(50);
 /// For callbacks to hear the last events, when the deadline is over.
 const LISTEN_GRACE: Duration = Duration::from_millis(50);
 /// By how much a shutdown may overrun its timeout, whatever happens.
@@ -93,13 +92,13 @@ struct State {
     is_asked: bool,
     deadline: Option<Instant>,
     report: Option<ShutdownReport>,
-    /// Handlers and callbacks that wait for the end, and cannot be waited for.
-    handlers: usize,
-    callbacks: usize,
+    /// The threads of handlers and callbacks that wait for the end, and cannot be waited for.
+    handlers: Vec<ThreadId>,
+    callbacks: Vec<ThreadId>,
 }
 
 impl State {
-    fn asking(&mut self, asker: Asker) -> Option<&mut usize> {
+    fn asking(&mut self, asker: Asker) -> Option<&mut Vec<ThreadId>> {
         match asker {
             Asker::Handler => Some(&mut self.handlers),
             Asker::Callback => Some(&mut self.callbacks),
@@ -108,13 +107,13 @@ impl State {
     }
 }
 
-/// Counts one who waits for the end, as long as it does.
+/// One who waits for the end, as long as it does.
 struct Asking<'a>(&'a Shutdown, Asker);
 
 impl Asking<'_> {
     fn new(shutdown: &Shutdown, asker: Asker) -> Asking<'_> {
-        if let Some(count) = shutdown.state.lock().asking(asker) {
-            *count += 1;
+        if let Some(threads) = shutdown.state.lock().asking(asker) {
+            threads.push(current_thread());
         }
         Asking(shutdown, asker)
     }
@@ -122,8 +121,8 @@ impl Asking<'_> {
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        if let Some(count) = self.0.state.lock().asking(self.1) {
-            *count -= 1;
+        if let Some(threads) = self.0.state.lock().asking(self.1) {
+            threads.retain(|thread| *thread != current_thread());
         }
     }
 }
@@ -213,28 +212,28 @@ impl Shutdown {
     /// The steps.
     fn end(&self, engine: &Arc<Engine>, listeners: &Listeners, started: Instant) -> ShutdownReport {
         let mut report = ShutdownReport::default();
-        let own = || self.state.lock().handlers;
+        let own = || self.state.lock().handlers.clone();
         engine.stop_intake();
         engine.with_outlet(|outlet| outlet.drain());
         // A commit that began before the intake was closed may claim jobs until it ends.
         let mut is_quiet = false;
-        let mut is_done = |left: usize| {
+        let mut is_done = |but: &[ThreadId]| {
             is_quiet = is_quiet || !engine.committer.is_led();
             engine.give_back_paused();
-            is_quiet && engine.live.awaited_count() <= left && engine.live.len() <= left
+            is_quiet && !engine.live.has_others(but)
         };
         let is_drained = || {
             engine
                 .with_outlet(|outlet| outlet.is_drained())
                 .unwrap_or(true)
         };
-        while !self.is_over(Duration::ZERO) && (!is_done(own()) || !is_drained()) {
+        while !self.is_over(Duration::ZERO) && (!is_done(&own()) || !is_drained()) {
             pause(LOOK);
         }
-        if !is_done(0) {
+        if !is_done(&[]) {
             let told = engine.tell_to_stop();
             let flagged = monotonic();
-            while !is_done(own()) && since(flagged) < FLAG_GRACE {
+            while !is_done(&own()) && since(flagged) < FLAG_GRACE {
                 pause(LOOK);
             }
             report.interrupted = told;
@@ -242,10 +241,12 @@ impl Shutdown {
         }
         engine.stop_workers();
         // What it finds out is written before the store is closed.
-        engine.with_outlet(|outlet| outlet.close(OUTLET_GRACE));
+        engine.with_outlet(|outlet| outlet.close(CLOSE_GRACE));
         engine.stop_threads();
         // The store did not work: what they have done is lost.
-        report.interrupted.extend(engine.live.unrecorded());
+        let mut unrecorded = engine.live.unrecorded();
+        unrecorded.retain(|id| !report.interrupted.contains(id));
+        report.interrupted.extend(unrecorded);
         report.handlers_left = engine.pool.join(|| engine.live.inside_count());
         engine.bus.close();
         for outlet in std::mem::take(&mut *self.outlets.lock()) {
@@ -253,7 +254,7 @@ impl Shutdown {
             outlet.close(deadline.unwrap_or(started));
         }
         // A callback that has asked for the end chose to hear no more.
-        let is_asking = || self.state.lock().callbacks > 0;
+        let is_asking = || !self.state.lock().callbacks.is_empty();
         let have_heard = listeners.join(|| is_asking() || self.is_over(LISTEN_GRACE));
         report.listeners_cut = !have_heard && !is_asking();
         engine.close_store();

@@ -169,6 +169,11 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
+    /// When so much will have passed, as it looks now.
+    pub(crate) fn at_passed(self, passed: Duration) -> Timestamp {
+        self.now.after(passed.saturating_sub(self.passed))
+    }
+
     /// Later by as much, on both.
     pub(crate) fn after(self, duration: Duration) -> Moment {
         Moment {

@@ -1,19 +1,15 @@
 //! What becomes of claims: begun, gone on with, ended, given back. L3.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus};
-use crate::live::{Alarm, Due, Left, Offer, Returned, Run};
+use crate::live::{Alarm, Due, Left, Offer, Replace, Returned, Run};
+use crate::outlet::START_AGAIN;
 use crate::phase::stop::StopReason;
 use crate::store::ops::{Claimed, Fault, Op, Settle, Source};
-use crate::sync::Ordering;
 use crate::time::Timestamp;
 use crate::transition::{Input, JobRow, Verdict};
-
-/// After a thread could not be had.
-const START_AGAIN: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// The outcome of a phase is on disk; without a row it was stale. Answers the next phase, if there is one to offer.
@@ -32,6 +28,9 @@ impl Engine {
             // The claim ended before this commit, and we may not have been told yet; the handler has returned.
             if settle.is_from == Source::Handler {
                 self.claim_left(settle.id, epoch);
+            }
+            if !self.live.is_under_way(settle.id) {
+                self.bus.forget(settle.id);
             }
             return None;
         };
@@ -74,14 +73,14 @@ impl Engine {
             return;
         };
         let (row, run) = Run::new(claimed, def);
-        let is_resting = self.state.lock().rests_for(&run.def.name);
+        let job_type = run.def.name.clone();
         let now = self.clock.moment();
         if self.live.insert(row, run, now) == Left::Zombie {
             self.committer
                 .ring_before(now.after(crate::live::GRACE).now);
         }
-        if is_resting {
-            // Who ends the queue or pauses it may have looked before this claim was there, and not look again.
+        // Only now: who ends the queue or pauses it may have looked before this claim was there, and does not look again.
+        if self.state.lock().rests_for(&job_type) {
             self.give_back_paused();
         } else {
             self.offer(Offer::of(&row));
@@ -127,6 +126,8 @@ impl Engine {
         while let Some((id, job_type, input)) = self.next_unplanned() {
             let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
                 Some(Ok(resolved)) => Ok(resolved.plan),
+                // Perhaps because of that: it is asked again at the next start.
+                Some(Err(_)) if self.is_stopping() => continue,
                 Some(Err(error)) => Err(error.to_string()),
                 None => Err(format!("job type {job_type:?} is not registered")),
             };
@@ -219,47 +220,46 @@ impl Engine {
 
     /// A handler goes on although it was told to stop: another worker takes its place, as soon as there may be one more.
     pub(super) fn replace_worker(&self, id: JobId, epoch: i64) {
-        // Counted first: two may be about to replace one.
         let max = self.config.abandoned_max();
-        let abandoned = self.abandoned_count.fetch_add(1, Ordering::Relaxed);
-        let is_one_too_many = abandoned >= max;
-        if is_one_too_many || !self.live.abandon(id, epoch) {
-            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
-            if is_one_too_many {
-                log::error!(
+        match self.live.replace(id, epoch, max) {
+            Replace::Begin => {}
+            Replace::No => return,
+            Replace::TooMany => {
+                return log::error!(
                     "job {id}: its handler does not stop, and its worker is not replaced before one of {max} others has returned"
                 );
             }
-            return;
         }
         log::warn!("job {id}: its handler does not stop, its worker is replaced");
         if let Err(error) = self.start_worker() {
             log::error!("a worker cannot be replaced, this is tried again: {error}");
-            if self
-                .live
-                .keep(id, epoch, self.clock.moment().after(START_AGAIN))
-            {
-                self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
-            }
+            let again = self.clock.moment().after(START_AGAIN);
+            self.live.keep(id, epoch, again);
+        } else if !self.live.replaced(id, epoch) {
+            // It has returned meanwhile, and goes on: whoever is next to have no handler ends in its stead.
+            self.pool.one_too_many();
         }
     }
 
     /// The handler of a claim has returned, and nothing of the claim is left.
     pub(super) fn claim_left(&self, id: JobId, epoch: i64) {
         match self.live.finish(id, epoch) {
-            Some(returned) => self.zombie_left(returned),
+            Some(returned) => {
+                if returned.is_abandoned {
+                    // Its worker is on its way out of the handler, and hears nothing of this.
+                    self.pool.one_too_many();
+                }
+                self.zombie_left(returned);
+            }
             None => self.state.lock().backlog.left(),
         }
     }
 
     /// A handler has returned whose claim was over: the job may have waited for that.
     pub(crate) fn zombie_left(&self, returned: Returned) {
-        if returned.is_abandoned {
-            self.abandoned_count.fetch_sub(1, Ordering::Relaxed);
-            // There may be one whose worker could not be replaced.
-            if let Some((id, epoch)) = self.live.overstayed() {
-                self.replace_worker(id, epoch);
-            }
+        // There may be one whose worker could not be replaced.
+        if let Some((id, epoch)) = self.live.overstayed() {
+            self.replace_worker(id, epoch);
         }
         self.state.lock().backlog.unknown();
         if let Some(offer) = returned.awaited_by {

@@ -39,19 +39,21 @@ impl Desk for Engine {
         let started = monotonic();
         let outcome = self.attempt(&task);
         self.window.phase_took(started.elapsed());
+        // It may ask the user's code for a delay: the handler is inside until then.
+        let settle = self.settle(&task, outcome);
         let mut returned = self.live.returned(id, epoch);
         if returned.is_none() {
             // Its claim goes on: the outcome counts, whatever comes up before it is on disk.
-            self.committer.post(Op::Settle(self.settle(&task, outcome)));
+            self.committer.post(Op::Settle(settle));
             returned = self.live.handed_in(Offer::of(&task.row));
         }
-        let Some(returned) = returned else {
-            return After::Next;
-        };
-        log::debug!("job {id}: the handler of claim {epoch} returned after its claim was over");
-        self.zombie_left(returned);
-        self.committer.ring();
-        if !returned.is_abandoned {
+        let is_abandoned = returned.is_some_and(|returned| {
+            log::debug!("job {id}: the handler of claim {epoch} returned after its claim was over");
+            self.zombie_left(returned);
+            self.committer.ring();
+            returned.is_abandoned
+        });
+        if !is_abandoned && self.pool.next() == After::Next {
             return After::Next;
         }
         if let Some(recorder) = &self.recorder {

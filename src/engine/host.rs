@@ -58,7 +58,12 @@ impl Host for Engine {
     }
 
     fn due(&self, now: Timestamp, is_idle: bool, ops: &mut Vec<Op>) {
-        let (due, overstayed) = self.live.due(self.clock.moment());
+        let moment = self.clock.moment();
+        let again = self.with_outlet(|outlet| outlet.again()).flatten();
+        if again.is_some_and(|again| again.passed <= moment.passed) {
+            self.tell_outlet(|outlet| outlet.look());
+        }
+        let (due, overstayed) = self.live.due(moment);
         for due in due {
             ops.push(Op::Settle(self.timed_out(&due)));
         }
@@ -97,7 +102,7 @@ impl Host for Engine {
         self.window.commit_took(took);
         if !committed.mail.is_empty() {
             // First: who ends the queue must not find its jobs over, and the deliveries of their end untold.
-            self.with_outlet(|outlet| outlet.arrived(&committed.mail));
+            self.tell_outlet(|outlet| outlet.arrived(&committed.mail));
         }
         let (_, cut_off) = outcomes(&ops);
         let claims = std::mem::take(&mut committed.claims);
@@ -120,6 +125,8 @@ impl Host for Engine {
             self.follow_up(op, answer, (took, now), direct, &mut offers);
         }
         // Only now: a later operation may have cancelled the job.
+        // A pause, or the end of the queue, may have come since this commit was asked for: what goes on rests instead.
+        self.give_back_paused();
         offers.into_iter().for_each(|offer| self.offer(offer));
         let looked = claims.looked;
         let unplanned = claims.unplanned;
@@ -165,7 +172,13 @@ impl Host for Engine {
 
     fn deadline(&self) -> Deadline {
         let moment = self.clock.moment();
-        let (now, alarm) = (moment.now, self.live.next_alarm(moment));
+        let again = self.with_outlet(|outlet| outlet.again()).flatten();
+        let again = again.map(|again| moment.at_passed(again.passed));
+        let now = moment.now;
+        let alarm = [self.live.next_alarm(moment), again]
+            .into_iter()
+            .flatten()
+            .min();
         let mut state = self.state.lock();
         if state.is_stopping {
             return Deadline {

@@ -24,7 +24,7 @@ use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId, JobStatus};
 use crate::live::{GRACE, Left, LiveTable, Offer};
 use crate::new_job::Enqueued;
-use crate::outlet::{Office, OpenOutlet, Outlet};
+use crate::outlet::{CLOSE_GRACE, Office, OpenOutlet, Outlet};
 use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
 use crate::phase::Registry;
 use crate::phase::stop::StopReason;
@@ -36,7 +36,7 @@ use crate::store::ops::{Claimable, Claimed, Op, PlannedJob, Recover};
 use crate::store::outbox::Mail;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{Done, Reader, Store};
-use crate::sync::{self, AtomicUsize, JoinHandle, Mutex, Ordering, Sender, spawn, unbounded};
+use crate::sync::{self, JoinHandle, Mutex, Sender, spawn, unbounded};
 use crate::time::{Clock, Timestamp};
 
 /// While the file cannot be read; short, since the end of the queue waits for it.
@@ -52,7 +52,6 @@ pub(crate) struct Engine {
     pub(crate) live: LiveTable,
     pub(crate) bus: Bus,
     pub(crate) pool: Pool,
-    pub(crate) abandoned_count: AtomicUsize,
     window: Window,
     /// To the workers; none after they were told to end.
     ready: Mutex<Option<Sender<Offer>>>,
@@ -139,7 +138,6 @@ impl Engine {
             ready: Mutex::new(Some(ready)),
             live: LiveTable::default(),
             bus: Bus::default(),
-            abandoned_count: AtomicUsize::new(0),
             me: me.clone(),
             config,
             registry,
@@ -160,7 +158,7 @@ impl Engine {
             return Err(error);
         }
         // What waited in the file before.
-        engine.with_outlet(|outlet| outlet.look());
+        engine.tell_outlet(|outlet| outlet.look());
         Ok(engine)
     }
 
@@ -283,6 +281,8 @@ impl Engine {
     fn abort(&self) {
         self.stop_intake();
         self.stop_workers();
+        // A bell may have been heard, and its threads been started.
+        self.with_outlet(|outlet| outlet.close(CLOSE_GRACE));
         self.stop_threads();
         self.pool.join(|| self.live.inside_count());
         self.close_store();
@@ -306,6 +306,17 @@ impl Engine {
         // The one that is there is this one.
         self.outlet.set(outlet).ok();
         Ok(())
+    }
+
+    /// Tells it that there may be something to send. It may have no thread for that, and must be told again then.
+    pub(crate) fn tell_outlet(&self, tell: impl FnOnce(&dyn Outlet)) {
+        let again = self.with_outlet(|outlet| {
+            tell(outlet);
+            outlet.again()
+        });
+        if let Some(again) = again.flatten() {
+            self.committer.ring_before(again.now);
+        }
     }
 
     pub(crate) fn with_outlet<T>(&self, act: impl FnOnce(&dyn Outlet) -> T) -> Option<T> {
@@ -334,9 +345,10 @@ impl Engine {
         })
     }
 
-    /// As [`Engine::call`], for callers from outside: not during the shutdown.
+    /// As [`Engine::call`], for callers from outside: not during the shutdown. A handler that it waits for may go on to the end of its
+    /// phase, as if nothing were: what it enqueues is there at the next start.
     pub(crate) fn ask(&self, op: Op) -> Result<Done> {
-        if self.is_stopping() {
+        if self.is_stopping() && !self.pool.is_own_thread() {
             return Err(Error::closed());
         }
         self.call(op)
@@ -382,7 +394,7 @@ impl Engine {
             Ok(())
         });
         self.give_back_paused();
-        self.with_outlet(|outlet| outlet.look());
+        self.tell_outlet(|outlet| outlet.look());
         self.committer.ring();
         looked
     }
@@ -480,7 +492,7 @@ impl Engine {
     }
 
     pub(crate) fn abandoned(&self) -> usize {
-        self.abandoned_count.load(Ordering::Relaxed)
+        self.live.left_count()
     }
 
     pub(crate) fn health(&self) -> (Option<String>, Option<String>) {

@@ -11,7 +11,7 @@ use crate::config::{Config, Location, Retention};
 use crate::delivery::{DeliveryId, EndpointSpec, Kinds};
 use crate::engine::{Engine, State};
 use crate::error::{Error, ErrorKind};
-use crate::event::EventKind;
+use crate::event::{Event, EventKind};
 use crate::job::{JobId, JobStatus};
 use crate::live::Offer;
 use crate::new_job::NewJob;
@@ -19,13 +19,13 @@ use crate::outlet::{Office, OpenOutlet, Outlet};
 use crate::phase::stop::StopReason;
 use crate::phase::{JobType, Phase, Registry};
 use crate::retention::Pruner;
-use crate::store::Details;
 use crate::store::ops::{Claimed, Op, PlannedJob, Settle, Source};
 use crate::store::outbox::{Attempted, Verdict};
 use crate::store::seam::Committed;
+use crate::store::{Details, Done};
 use crate::sync::{Mutex, Receiver, Sender, unbounded};
-use crate::time::{Clock, Timestamp};
-use crate::transition::{self, Flags, Input, JobRow};
+use crate::time::{Clock, Moment, Timestamp};
+use crate::transition::{self, Edge, Flags, Input, JobRow};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -54,6 +54,10 @@ impl Outlet for Stub {
     }
 
     fn look(&self) {}
+
+    fn again(&self) -> Option<Moment> {
+        None
+    }
 
     fn drain(&self) {}
 
@@ -249,5 +253,70 @@ fn a_claim_of_what_is_paused_is_given_back() {
             .is_none()
     );
     assert_eq!(engine.live.len(), 0);
+    close(&engine);
+}
+
+/// The commit of a phase that `row` has behind it, with this answer.
+fn phase_committed(engine: &Engine, row: &JobRow, answer: Option<JobRow>) {
+    let input = Input::PhaseCompleted {
+        epoch: row.epoch,
+        edge: Edge::GoOn,
+    };
+    let mut committed = Committed {
+        answers: vec![Ok(Done::Settled(answer))],
+        ..Committed::default()
+    };
+    let ops = vec![Op::Settle(Settle::void(row, input))];
+    engine.committed(ops, &mut committed, Duration::ZERO, engine.clock.now());
+}
+
+/// A pause, or the end, that came after its commit had been asked for: the next phase was entered by whoever came first, or was under
+/// way, in a file that nobody runs, until the next start.
+#[test]
+fn the_next_phase_of_a_job_rests_when_the_queue_does() {
+    for is_end in [false, true] {
+        let (engine, _) = open(0);
+        let (row, claimed) = claimed();
+        engine.begin(claimed);
+        let now = engine.clock.moment();
+        assert!(engine.live.take(Offer::of(&row), now).is_some());
+        if is_end {
+            engine.stop_intake();
+        } else {
+            engine.state.lock().is_paused = true;
+        }
+        let next = JobRow {
+            phase_index: 1,
+            phase_count: 2,
+            ..row
+        };
+        phase_committed(&engine, &row, Some(next));
+        assert!(engine.live.take(Offer::of(&next), now).is_none());
+        assert_eq!(engine.live.len(), 0, "it is given back");
+        close(&engine);
+    }
+}
+
+/// It was remembered, and shown, until the queue was closed.
+#[test]
+fn the_progress_of_a_job_that_another_process_has_ended_is_forgotten() {
+    let (engine, _) = open(0);
+    let (row, claimed) = claimed();
+    engine.begin(claimed);
+    let now = engine.clock.moment();
+    assert!(engine.live.take(Offer::of(&row), now).is_some());
+    engine.bus.progress(Event {
+        seq: 0,
+        kind: EventKind::Progress,
+        job_id: row.id,
+        job_type: "job".into(),
+        at: now.now,
+        phase: None,
+        attempt: 1,
+        data: serde_json::Map::new(),
+    });
+    assert!(engine.bus.progress_of(row.id).is_some());
+    phase_committed(&engine, &row, None);
+    assert!(engine.bus.progress_of(row.id).is_none());
     close(&engine);
 }

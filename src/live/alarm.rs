@@ -61,8 +61,7 @@ impl Alarms {
     pub(super) fn next(&self, now: Moment) -> Option<Timestamp> {
         let by_clock = self.by_clock.peek().map(|(Reverse(at), ..)| *at);
         let by_passed = self.by_passed.peek();
-        let by_passed =
-            by_passed.map(|(Reverse(at), ..)| now.now.after(at.saturating_sub(now.passed)));
+        let by_passed = by_passed.map(|(Reverse(at), ..)| now.at_passed(*at));
         [by_clock, by_passed].into_iter().flatten().min()
     }
 

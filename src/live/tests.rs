@@ -202,14 +202,17 @@ fn a_handler_that_overstays_is_not_waited_for() {
     let live = claimed();
     assert!(live.take(first(1), on(1)).is_some());
     let left = live.end(ID, StopReason::Cancelled, on(2));
-    assert_eq!((left, live.awaited_count()), (Left::Zombie, 1));
+    assert_eq!((left, live.has_others(&[])), (Left::Zombie, true));
     // Its deadline is over with its claim.
     assert_eq!(due(&live, on(2).after(GRACE)), (vec![], vec![(ID, 1)]));
-    assert!(live.abandon(ID, 1));
-    assert_eq!((live.awaited_count(), live.inside_count()), (0, 1));
+    assert_eq!(live.replace(ID, 1, 1), Replace::Begin);
+    assert!(live.replaced(ID, 1));
+    assert_eq!((live.has_others(&[]), live.inside_count()), (false, 1));
+    assert_eq!(live.left_count(), 1);
     let returned = live.finish(ID, 1).unwrap();
     assert_eq!((returned.is_abandoned, returned.awaited_by), (true, None));
-    assert!(!live.abandon(ID, 1), "it has returned");
+    assert_eq!(live.replace(ID, 1, 1), Replace::No, "it has returned");
+    assert_eq!(live.left_count(), 0);
     assert_eq!(due(&live, on(99)), (vec![], vec![]));
 }
 
@@ -221,13 +224,16 @@ fn a_worker_that_could_not_be_replaced_stays_and_is_tried_again() {
     assert_eq!(live.overstayed(), None);
     assert_eq!(due(&live, on(3)), (vec![], vec![(ID, 1)]));
     assert_eq!(live.overstayed(), Some((ID, 1)));
-    assert!(live.abandon(ID, 1) && !live.abandon(ID, 1), "by one alone");
+    assert_eq!(live.replace(ID, 1, 0), Replace::TooMany);
+    assert_eq!(live.replace(ID, 1, 1), Replace::Begin);
+    assert_eq!(live.replace(ID, 1, 9), Replace::No, "by one alone");
     assert_eq!(live.overstayed(), None);
-    assert!(live.keep(ID, 1, on(5)));
+    live.keep(ID, 1, on(5));
     assert_eq!(live.overstayed(), Some((ID, 1)));
     assert_eq!(due(&live, on(5)), (vec![], vec![(ID, 1)]));
     assert!(live.returned(ID, 1).is_some_and(|back| !back.is_abandoned));
-    assert!(!live.keep(ID, 1, on(9)), "it has returned");
+    live.keep(ID, 1, on(9));
+    assert_eq!(live.next_alarm(on(5)), Some(at(10)), "it has returned");
 }
 
 #[test]
@@ -240,8 +246,8 @@ fn nobody_is_inside_while_an_outcome_is_on_its_way_to_the_disk() {
     assert_eq!(live.unrecorded(), [ID]);
     // Under way, but neither too late, nor to be told to stop, nor to be cut off.
     assert_eq!(
-        (live.len(), live.inside_count(), live.awaited_count()),
-        (1, 0, 0)
+        (live.len(), live.inside_count(), live.has_others(&[])),
+        (1, 0, true)
     );
     assert_eq!(due(&live, on(5)), (vec![], vec![]));
     assert!(live.flags().1.is_empty() && live.inside().is_empty());
@@ -331,4 +337,38 @@ fn a_clock_that_is_set_forward_times_no_phase_out() {
     assert_eq!(due(&live, set_forward(3)).0, [(Alarm::Deadline, 0)]);
     assert_eq!(live.next_alarm(set_forward(3)), Some(at(1_000_004)));
     assert_eq!(due(&live, set_forward(4)).0, [(Alarm::PhaseTimeout, 0)]);
+}
+
+/// The bug: the thread had gone, and nobody had its place.
+#[test]
+fn a_handler_that_returns_while_its_worker_is_being_replaced_keeps_it() {
+    let live = claimed();
+    assert!(live.take(first(1), on(1)).is_some());
+    assert_eq!(live.end(ID, StopReason::Timeout, on(2)), Left::Zombie);
+    assert_eq!(due(&live, on(3)), (vec![], vec![(ID, 1)]));
+    assert_eq!(live.replace(ID, 1, 1), Replace::Begin);
+    assert!(live.returned(ID, 1).is_some_and(|back| !back.is_abandoned));
+    assert!(!live.replaced(ID, 1), "there is one too many now");
+}
+
+/// The bug: one that asked for the end and had overstayed was counted as one of those who are waited for, and nobody was.
+#[test]
+fn who_asks_for_the_end_is_not_waited_for_and_all_others_are() {
+    let live = claimed();
+    let own = [current_thread()];
+    assert!(live.has_others(&own), "it is offered");
+    assert!(live.take(first(1), on(1)).is_some());
+    assert!(!live.has_others(&own) && live.has_others(&[]));
+    assert_eq!(live.end(ID, StopReason::Cancelled, on(2)), Left::Zombie);
+    assert!(!live.has_others(&own) && live.has_others(&[]));
+    assert_eq!(due(&live, on(3)), (vec![], vec![(ID, 1)]));
+    assert!(!live.has_others(&[]), "it has overstayed");
+    let other = JobRow {
+        id: JobId::from_i64(8),
+        ..row(1)
+    };
+    assert_eq!(live.insert(other, run(other), on(3)), Left::Nothing);
+    let enter = || live.take(Offer::of(&other), on(3)).is_some();
+    assert!(std::thread::scope(|scope| scope.spawn(enter).join()).unwrap());
+    assert!(live.has_others(&own), "one of them is inside");
 }

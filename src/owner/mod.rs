@@ -211,10 +211,11 @@ fn look_back(header: &Header, boot_id: &str, slots: &[u8]) -> Predecessor {
         (_, false) => PredecessorEnd::MachineWentDown,
     };
     let inside = match end {
-        PredecessorEnd::ProcessDied => recorder::read(slots, header.generation),
-        PredecessorEnd::None | PredecessorEnd::Closed | PredecessorEnd::MachineWentDown => {
-            Vec::new()
+        // Also after a shutdown: on a disk that did not work it could not record whom it cut off.
+        PredecessorEnd::ProcessDied | PredecessorEnd::Closed => {
+            recorder::read(slots, header.generation)
         }
+        PredecessorEnd::None | PredecessorEnd::MachineWentDown => Vec::new(),
     };
     Predecessor { end, inside }
 }

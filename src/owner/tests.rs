@@ -39,6 +39,7 @@ fn a_second_owner_is_refused_with_the_pid_of_the_first() {
     assert_eq!(running_owner(&db), None);
     let (_, predecessor) = Owner::acquire(&db, at(7)).unwrap();
     assert_eq!(predecessor.end, PredecessorEnd::Closed);
+    assert_eq!(predecessor.inside, [inside(9)], "cut off, and told so");
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod signals;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -32,6 +32,39 @@ use crate::time::Timestamp;
 #[derive(Clone)]
 pub struct JobQueue(Arc<Inner>);
 
+/// A queue that this does not keep open: for callbacks, and whatever else the queue itself holds.
+///
+/// ```
+/// # use serde_json::Value;
+/// # use stepwell::{JobQueue, JobType, Phase};
+/// # let mut builder = JobQueue::in_memory();
+/// # builder.register(JobType::<Value>::new("mail").phase(Phase::<()>::new("send"), |_| Ok(())));
+/// # let queue = builder.open()?;
+/// let own = queue.downgrade();
+/// queue.on_event(move |event| {
+///     if let Some(queue) = own.upgrade() {
+///         println!("{} jobs are over", queue.stats().map_or(0, |stats| stats.completed));
+///     }
+/// })?;
+/// # Ok::<(), stepwell::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct WeakQueue(Weak<Inner>);
+
+impl WeakQueue {
+    /// The queue, if a [`JobQueue`] is left.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<JobQueue> {
+        self.0.upgrade().map(JobQueue)
+    }
+}
+
+impl fmt::Debug for WeakQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakQueue")
+    }
+}
+
 struct Inner {
     engine: Arc<Engine>,
     listeners: Arc<Listeners>,
@@ -48,10 +81,12 @@ pub struct Health {
     pub poisoned: Option<String>,
     /// The last commit failed: why. Nothing is claimed until one works; outcomes are kept and tried again.
     pub store_failure: Option<String>,
+    /// The shutdown has begun: only handlers that it waits for may still change anything.
+    pub closing: bool,
 }
 
 impl Health {
-    /// Whether nothing is wrong.
+    /// Whether nothing is wrong. A queue that is closing is well.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.poisoned.is_none() && self.store_failure.is_none()
@@ -70,6 +105,12 @@ impl JobQueue {
     #[must_use]
     pub fn in_memory() -> Builder {
         Builder::in_memory()
+    }
+
+    /// The same queue for whoever must not keep it open.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakQueue {
+        WeakQueue(Arc::downgrade(&self.0))
     }
 
     pub(crate) fn new(engine: Arc<Engine>) -> JobQueue {
@@ -267,6 +308,7 @@ impl JobQueue {
         Health {
             poisoned,
             store_failure,
+            closing: self.0.engine.is_stopping(),
         }
     }
 
@@ -286,7 +328,8 @@ impl JobQueue {
     }
 
     /// Calls `callback` for every event from now on, in order, on a thread for all callbacks. It may call any method of the
-    /// queue, `shutdown` too. One that panics is logged and not called again.
+    /// queue, `shutdown` too: by a [`WeakQueue`], since one that owns a `JobQueue` keeps it open until somebody shuts it down. One
+    /// that panics is logged and not called again.
     ///
     /// # Errors
     /// `Storage`, `Corrupt` or `Closed`.

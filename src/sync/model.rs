@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use shuttle::thread::ThreadId;
+pub(crate) use shuttle::thread::ThreadId;
 
 use crate::error::Result;
 

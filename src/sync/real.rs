@@ -2,7 +2,7 @@
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::thread::JoinHandle;
-use std::thread::ThreadId;
+pub(crate) use std::thread::ThreadId;
 
 pub(crate) use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 #[cfg(any(feature = "signals", not(unix)))]

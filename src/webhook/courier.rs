@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use crate::delivery::{DeliveryId, shown_url};
 use crate::error::Result;
-use crate::outlet::{Office, Outlet};
+use crate::outlet::{Office, Outlet, START_AGAIN};
 use crate::store::outbox::{Attempted, Verdict};
 use crate::sync::{Condvar, JoinHandle, Mutex, pause, spawn};
-use crate::time::{RECHECK, Timestamp, monotonic};
+use crate::time::{Moment, RECHECK, Timestamp, monotonic};
 use crate::webhook::dispatch::{Dispatch, Ending, Taken, Task};
 use crate::webhook::schedule::Schedule;
 use crate::webhook::sender::{Post, Sender, Sent};
@@ -55,6 +55,8 @@ struct Inbox {
     is_closed: bool,
     /// There are threads.
     is_started: bool,
+    /// There could be none: when that is tried again.
+    again: Option<Moment>,
     /// Nothing is under way, nothing can be taken now, and nothing has been said since.
     is_resting: bool,
 }
@@ -91,14 +93,17 @@ impl Courier {
         say(&mut inbox);
         inbox.is_resting = false;
         let is_first = !inbox.is_started && !inbox.is_closed && inbox.has_news();
-        inbox.is_started |= is_first;
+        if is_first {
+            (inbox.is_started, inbox.again) = (true, None);
+        }
         drop(inbox);
         self.bell.notify_one();
         if is_first && let Err(error) = self.start() {
             log::error!("a thread that sends webhooks cannot be started: {error}");
             if self.threads.lock().is_empty() {
-                // It is tried again when there is more to send.
-                self.inbox.lock().is_started = false;
+                let again = self.office.clock.moment().after(START_AGAIN);
+                let mut inbox = self.inbox.lock();
+                (inbox.is_started, inbox.again) = (false, Some(again));
             }
         }
     }
@@ -305,6 +310,10 @@ impl Outlet for Courier {
         if is_started || has_some() {
             self.tell(|inbox| inbox.look = true);
         }
+    }
+
+    fn again(&self) -> Option<Moment> {
+        self.inbox.lock().again
     }
 
     fn drain(&self) {

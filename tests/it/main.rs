@@ -14,6 +14,7 @@ mod client;
 mod concurrency;
 mod crash;
 mod damage;
+mod ending;
 mod enqueue;
 mod events;
 mod fencing;

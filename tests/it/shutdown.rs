@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 use stepwell::{
-    CancelOutcome, Durability, ErrorKind, EventKind, InterruptionReason, JobHandle, JobId,
-    JobQueue, JobStatus, JobType, NewJob, PhaseError, RetryFrom, ShutdownReport, StopReason,
+    CancelOutcome, Durability, ErrorKind, EventKind, InterruptionReason, JobHandle, JobQueue,
+    JobStatus, JobType, NewJob, PhaseError, RetryFrom, ShutdownReport, StopReason,
 };
 
 use crate::support::{
@@ -50,8 +50,7 @@ fn begin_shutdown(harness: &Harness, queue: &JobQueue, timeout: Duration) -> Clo
 }
 
 fn is_closed(queue: &JobQueue) -> bool {
-    let asked = queue.cancel(JobId::from_i64(i64::MAX));
-    asked.is_err_and(|error| error.kind() == ErrorKind::Closed)
+    queue.health().closing
 }
 
 #[test]

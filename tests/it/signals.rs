@@ -13,11 +13,6 @@ use crate::support::{Harness, ONE, OtherProcess, PATIENCE, TWO, assert_sound, to
 const PLAYER: &str = "signals::the_process_that_gets_signals";
 const LONG: Duration = Duration::from_secs(60);
 
-fn is_closed(queue: &JobQueue) -> bool {
-    let asked = queue.cancel(JobId::from_i64(i64::MAX));
-    asked.is_err_and(|error| error.kind() == ErrorKind::Closed)
-}
-
 /// Whether this process has a handler for SIGINT and SIGTERM: the bits of their numbers, from 1.
 /// <https://man7.org/linux/man-pages/man5/proc_pid_status.5.html>
 fn is_armed() -> bool {
@@ -51,7 +46,7 @@ fn the_process_that_gets_signals() {
                 // A signal that came before there is a handler would end the process.
                 pause_while(|| asks && !is_armed());
                 OtherProcess::say("inside");
-                pause_while(|| !shared.get().is_some_and(is_closed));
+                pause_while(|| !shared.get().is_some_and(|queue| queue.health().closing));
                 OtherProcess::say("closing");
                 if stays {
                     cx.sleep(LONG)?;

@@ -137,6 +137,7 @@ fn request() -> ClaimRequest {
             concurrency: None,
         }]),
         from_backlog: true,
+        plans_max: 9,
         ..ClaimRequest::default()
     }
 }
@@ -227,10 +228,7 @@ const HOT: &[(&str, &str)] = &[
     ),
     (outbox::TRIM_TRIES, "USING COVERING INDEX delivery_try_of"),
     (outbox::SELECT_OVER, "USING INDEX delivery_over"),
-    (
-        outbox::SELECT_OLD,
-        "USING INDEX delivery_done (status=? AND rowid<?)",
-    ),
+    (outbox::SELECT_OLD, "delivery_done (status=? AND rowid<?)"),
     (
         outbox::HAS_DELIVERIES,
         "USING COVERING INDEX delivery_job (job_id=?)",
