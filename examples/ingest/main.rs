@@ -142,6 +142,8 @@ impl Places {
             )
         })?;
         let out = out.canonicalize().map_err(|error| told(&out, error))?;
+        // Before anything is written: not even a queue is made beside what is not ours.
+        manifest::refuse_foreign(&out)?;
         if out == root.join(walk::STATE_DIR) {
             // So that a repository does not take it in. Nothing depends on it.
             std::fs::write(out.join(".gitignore"), "*\n").ok();

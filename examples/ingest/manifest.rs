@@ -2,7 +2,8 @@
 //!
 //! In memory there is one bit for each job: whether it has a line. The bits are read from the file when it is opened; looking at a
 //! bit, appending the line and setting the bit happen under one lock. Lines that are not whole (the process was killed inside an
-//! append, the power failed) are dropped at the opening, so their jobs publish again.
+//! append, the power failed) are dropped at the opening, so their jobs publish again. A file in which there is more than that, and no
+//! line of ours, was made by another program: [`refuse_foreign`].
 //!
 //! A line is not synced to the disk: one that a power cut takes away is missed by the next run, which ingests the file again.
 //! The file is put in order, without the lines of old states and gone files, by [`Manifest::rewrite`].
@@ -34,6 +35,8 @@ pub const FILES: [&str; 5] = [
 ];
 /// No line of ours is longer: 4 KiB of path, escaped and in hexadecimal.
 const LINE_MAX: u64 = 64 * 1024;
+/// How each line of ours begins.
+const LINE_START: &[u8] = br#"{"job":"#;
 
 /// One file in one state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -228,6 +231,40 @@ pub struct Dropped {
     is_inside: bool,
 }
 
+/// An error if the manifest in `dir` was made by another program. It reads up to the first line of ours and changes nothing.
+pub fn refuse_foreign(dir: &Path) -> Result<(), Failure> {
+    let path = dir.join(MANIFEST);
+    let told = |error| format!("{}: {error}", path.display());
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(told)?,
+    };
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let (mut json, mut is_foreign) = (Vec::new(), false);
+    while read_line(&mut reader, &mut json).map_err(told)? {
+        if parse(&json).is_some() {
+            return Ok(());
+        }
+        is_foreign |= !may_be_torn(&json);
+    }
+    if is_foreign {
+        return Err(format!(
+            "{}: it was made by another program, and is left as it is: move it away, or choose another place with --out",
+            path.display()
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Whether a crash may have left it of a line of ours: its beginning, or zeros where the content was not on the disk yet.
+fn may_be_torn(json: &[u8]) -> bool {
+    let zeros = json.iter().take_while(|byte| **byte == 0).count();
+    let rest = &json[zeros..];
+    matches!(rest, b"" | b"\n")
+        || !rest.ends_with(b"\n") && (rest.starts_with(LINE_START) || LINE_START.starts_with(rest))
+}
+
 /// Calls `take` with each whole line, parsed and as it stands, and passes over the rest.
 pub fn each_line<E: From<io::Error>>(
     path: &Path,
@@ -235,19 +272,27 @@ pub fn each_line<E: From<io::Error>>(
 ) -> Result<Dropped, E> {
     let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
     let (mut json, mut dropped) = (Vec::new(), Dropped::default());
-    loop {
-        json.clear();
-        if (&mut reader).take(LINE_MAX).read_until(b'\n', &mut json)? == 0 {
-            return Ok(dropped);
-        }
-        match serde_json::from_slice(&json) {
-            Ok(line) if json.ends_with(b"\n") => {
+    while read_line(&mut reader, &mut json)? {
+        match parse(&json) {
+            Some(line) => {
                 dropped.is_inside |= dropped.count > 0;
                 take(line, &json)?;
             }
-            _ => dropped.count += 1,
+            None => dropped.count += 1,
         }
     }
+    Ok(dropped)
+}
+
+/// The next line with its end, as far as one of ours can be long; false at the end of the file.
+fn read_line(reader: &mut impl BufRead, json: &mut Vec<u8>) -> io::Result<bool> {
+    json.clear();
+    Ok(reader.take(LINE_MAX).read_until(b'\n', json)? > 0)
+}
+
+fn parse(json: &[u8]) -> Option<Line> {
+    let line = serde_json::from_slice(json).ok()?;
+    json.ends_with(b"\n").then_some(line)
 }
 
 /// Writes a file anew under another name, syncs it and gives it its name: who reads it finds the old one or the new one, whole.
