@@ -53,8 +53,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use stepwell::{Builder, Client, ErrorKind, JobHandle, JobQueue, Keep, Notice, Retention};
-use stepwell::{Seq, Subscription};
+use stepwell::{Builder, Client, ErrorKind, JobHandle, JobId, JobQueue, Keep, Notice};
+use stepwell::{Retention, Seq, Subscription};
 
 use feed::Feed;
 use file::FileJob;
@@ -236,10 +236,12 @@ fn open_manifest(places: &Places, reporter: &Reporter) -> Result<(Arc<Manifest>,
         std::thread::sleep(TICK);
     }
     let seq = client.stats()?.head_seq;
-    let manifest = Manifest::open(&places.out, |line| {
-        let job = client.get(line.job)?;
-        let input = job.and_then(|job| serde_json::from_value::<FileJob>(job.input).ok());
-        Ok(input.is_some_and(|file| file.name == line.name))
+    let manifest = Manifest::open(&places.out, |line| match client.get(line.job)? {
+        Some(job) => {
+            let file = serde_json::from_value::<FileJob>(job.input);
+            Ok(file.is_ok_and(|file| file.name == line.name))
+        }
+        None => was_given_out(&client, line.job),
     })?;
     for note in manifest.notes() {
         reporter.line(note);
@@ -247,8 +249,17 @@ fn open_manifest(places: &Places, reporter: &Reporter) -> Result<(Arc<Manifest>,
     Ok((Arc::new(manifest), seq))
 }
 
-/// The queue forgets the oldest jobs, since the manifest remembers; by count alone, so that the newest is always there to tell
-/// whose the manifest is. The failed ones are kept for whoever wants to look.
+/// Whether a job that is not in the queue was there before: whoever has ingested many files since, and lost those, has a manifest
+/// whose newest job the queue has forgotten. No id is used twice, so that of a new job is above all that were given out.
+fn was_given_out(client: &Client, id: JobId) -> Result<bool, Failure> {
+    // Should we die before it is deleted: it puts the manifest in order, which harms nothing.
+    let new = client.enqueue(sums::LAST_JOB, &())?;
+    client.cancel(new).map(drop)?;
+    client.delete(new)?;
+    Ok(id < new)
+}
+
+/// The queue forgets the oldest jobs, since the manifest remembers. The failed ones are kept for whoever wants to look.
 fn retention() -> Retention {
     Retention::default()
         .completed(Keep::newest(10_000))

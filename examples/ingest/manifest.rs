@@ -69,8 +69,8 @@ struct Open {
 }
 
 impl Manifest {
-    /// Opens the manifest in `dir`, and drops what is torn. `is_ours` says whether the queue knows the job of a line; if it does
-    /// not know the newest one, the manifest was made with another queue and is set aside.
+    /// Opens the manifest in `dir`, and drops what is torn. `is_ours` says whether the job of a line is or was one of the queue's; if
+    /// the newest one is not, the manifest was made with another queue and is set aside.
     pub fn open(
         dir: &Path,
         is_ours: impl Fn(&Line) -> Result<bool, Failure>,

@@ -18,6 +18,9 @@ const COMPACT: Phase<()> = Phase::new("compact");
 /// `SHA256SUMS` is written.
 const WRITE: Phase<Sums> = Phase::new("write");
 
+/// The type of the last job.
+pub const LAST_JOB: &str = "sums";
+
 /// What is in `SHA256SUMS`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sums {
@@ -32,7 +35,7 @@ pub struct Sums {
 
 pub fn last_job(ingest: &Arc<Ingest>) -> JobType<(), Sums> {
     let [compacting, writing] = std::array::from_fn(|_| ingest.clone());
-    JobType::<()>::new("sums")
+    JobType::<()>::new(LAST_JOB)
         .phase(COMPACT, move |cx| compact(cx, &compacting))
         .phase(WRITE, move |cx| write_sums(cx, &writing))
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use stepwell::Client;
+
 use crate::tree::Tree;
 
 /// The bug: where no line could be read as one of ours, all of it was taken for torn, and the file was emptied.
@@ -63,4 +65,27 @@ fn a_manifest_of_which_a_crash_has_left_no_whole_line_is_made_anew() {
         );
         tree.verify();
     }
+}
+
+/// The bug: the queue keeps 10,000 completed jobs. Where the files of all the newer ones were gone, the newest line was one of a
+/// job that it had forgotten, and the manifest was set aside as that of another queue.
+#[test]
+fn a_manifest_whose_jobs_the_queue_has_forgotten_is_still_its_own() {
+    let tree = Tree::new();
+    tree.fill(5);
+    assert_eq!(tree.run(&[]).code, 0);
+    let client = Client::open(tree.state("jobs.db")).unwrap();
+    for line in tree.manifest().values() {
+        let id = line["job"].to_string().parse().unwrap();
+        client.delete(id).unwrap();
+    }
+    drop(client);
+    let run = tree.run(&[]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(!run.stderr.contains("another database"), "{run:?}");
+    assert!(
+        run.says("5 files found: 0 done now, 5 done before"),
+        "{run:?}"
+    );
+    tree.verify();
 }
