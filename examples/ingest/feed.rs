@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use stepwell::{Enqueued, ErrorKind, JobHandle, JobQueue, JobStatus, NewJob, RetryFrom, While};
+use stepwell::{
+    Enqueued, ErrorKind, JobHandle, JobId, JobQueue, JobStatus, NewJob, RetryFrom, While,
+};
 
 use crate::Failure;
 use crate::file::FileJob;
-use crate::manifest::Manifest;
+use crate::manifest::{Bits, Manifest};
 use crate::report::FAILURES_SHOWN;
 use crate::walk::Walk;
 
@@ -38,7 +40,7 @@ impl Counts {
 
 pub struct Feed {
     shared: Arc<Shared>,
-    thread: JoinHandle<Result<(), Failure>>,
+    thread: JoinHandle<Result<Bits, Failure>>,
 }
 
 struct Shared {
@@ -97,13 +99,12 @@ impl Feed {
         }
     }
 
-    pub fn join(self) -> Result<Counts, Failure> {
+    /// What the walk has seen, and the jobs of the files that it has found.
+    pub fn join(self) -> Result<(Counts, Bits), Failure> {
         let counts = self.counts();
-        self.thread.join().map_err(|_| "the walk panicked")??;
-        Ok(Counts {
-            found: self.shared.found.load(Ordering::SeqCst),
-            ..counts
-        })
+        let jobs = self.thread.join().map_err(|_| "the walk panicked")??;
+        let found = self.shared.found.load(Ordering::SeqCst);
+        Ok((Counts { found, ..counts }, jobs))
     }
 }
 
@@ -112,11 +113,11 @@ fn feed(
     walk: Walk,
     shared: &Shared,
     stop: &AtomicBool,
-) -> Result<(), Failure> {
-    let mut chunk = Vec::with_capacity(CHUNK);
+) -> Result<Bits, Failure> {
+    let (mut chunk, mut jobs) = (Vec::with_capacity(CHUNK), Bits::default());
     for file in walk {
         if stop.load(Ordering::SeqCst) {
-            return Ok(());
+            return Ok(jobs);
         }
         match file {
             Ok(file) => chunk.push(file),
@@ -132,14 +133,14 @@ fn feed(
             }
         }
         if chunk.len() == CHUNK {
-            enqueuer.enqueue(&chunk)?;
+            enqueuer.enqueue(&chunk, &mut jobs)?;
             shared.found.fetch_add(CHUNK as u64, Ordering::SeqCst);
             chunk.clear();
         }
     }
-    enqueuer.enqueue(&chunk)?;
+    enqueuer.enqueue(&chunk, &mut jobs)?;
     shared.found.fetch_add(chunk.len() as u64, Ordering::SeqCst);
-    Ok(())
+    Ok(jobs)
 }
 
 struct Enqueuer {
@@ -149,15 +150,13 @@ struct Enqueuer {
 }
 
 impl Enqueuer {
-    fn enqueue(&self, files: &[FileJob]) -> Result<(), Failure> {
+    fn enqueue(&self, files: &[FileJob], found: &mut Bits) -> Result<(), Failure> {
         let jobs = files.iter().map(|file| self.job(file, file.key()));
         let enqueued = self
             .queue
             .enqueue_all(jobs.collect::<stepwell::Result<_>>()?)?;
         for (file, enqueued) in files.iter().zip(enqueued) {
-            if !enqueued.is_new {
-                self.settle(file, enqueued)?;
-            }
+            found.insert(self.settle(file, enqueued)?);
         }
         Ok(())
     }
@@ -166,26 +165,28 @@ impl Enqueuer {
         Ok(self.files.job(file)?.unique_key(key, FOR_GOOD))
     }
 
-    /// This state of the file has a job from before: is it done, under way, to be tried again, or done and its line lost?
-    fn settle(&self, file: &FileJob, mut there: Enqueued) -> stepwell::Result<()> {
+    /// When this state of the file has a job from before: is it done, under way, to be tried again, or done and its line lost?
+    /// Answers the job that tells of the file from now on.
+    fn settle(&self, file: &FileJob, mut there: Enqueued) -> stepwell::Result<JobId> {
         while !there.is_new && !self.manifest.has(there.id) {
             match self.queue.status(there.id)? {
-                Some(JobStatus::Pending | JobStatus::Running) => return Ok(()),
+                Some(JobStatus::Pending | JobStatus::Running) => break,
                 Some(JobStatus::Failed | JobStatus::Cancelled) => {
-                    return match self.queue.retry(there.id, RetryFrom::Failed) {
+                    match self.queue.retry(there.id, RetryFrom::Failed) {
                         // Somebody else was faster.
-                        Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
-                        retried => retried,
-                    };
+                        Err(error) if error.kind() == ErrorKind::Conflict => {}
+                        retried => retried?,
+                    }
+                    break;
                 }
                 // It may have published between our two looks.
-                Some(JobStatus::Completed) | None if self.manifest.has(there.id) => return Ok(()),
+                Some(JobStatus::Completed) | None if self.manifest.has(there.id) => break,
                 Some(JobStatus::Completed) | None => {
                     let key = format!("{}-{}", file.key(), there.id);
                     there = self.files.enqueue_job(self.job(file, key)?)?;
                 }
             }
         }
-        Ok(())
+        Ok(there.id)
     }
 }

@@ -1,7 +1,8 @@
 //! What a file is to this program: a name that survives JSON, and a state that tells whether it has changed.
 
 use std::fmt;
-use std::fs::Metadata;
+use std::fs::{self, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -102,6 +103,22 @@ impl FileJob {
         hasher.update(self.state.mtime_ns.to_le_bytes());
         hasher.update(self.name.bytes());
         hex(&hasher.finalize()[..16])
+    }
+}
+
+/// None when there is no such regular file.
+pub fn state_now(root: &Path, name: &Name) -> io::Result<Option<State>> {
+    match fs::symlink_metadata(root.join(name.to_path())) {
+        Ok(metadata) => Ok(metadata.is_file().then(|| State::of(&metadata))),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -29,7 +29,8 @@
 //! that is also why the queue may forget its oldest jobs.
 //!
 //! **Failures stop nothing.** A file that cannot be read fails its job, is listed at the end, makes the exit code 1, and is tried
-//! again by the next run that finds it. A file that changes while it is read has failed too: half of each is no state.
+//! again by the next run that finds it. A file that changes while it is read has failed too: half of each is no state. A job whose
+//! file is gone, or was found in a younger state, is no failure of this run ([`tally`]).
 
 #![allow(
     clippy::disallowed_methods,
@@ -44,6 +45,7 @@ mod phases;
 mod report;
 mod sort;
 mod sums;
+mod tally;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -60,8 +62,9 @@ use feed::Feed;
 use file::FileJob;
 use manifest::Manifest;
 use phases::Ingest;
-use report::{Reporter, Tally};
+use report::Reporter;
 use sums::Sums;
+use tally::Tally;
 
 /// How long jobs may take to reach the end of their phase after Ctrl-C. A digest that takes longer goes on where it saved last.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -206,19 +209,23 @@ fn run(args: &Args, places: &Places, reporter: &Reporter) -> Result<ExitCode, Fa
         sums = watch.last_job(&last)?;
     }
     let tally = watch.end()?;
-    let walked = feed.join()?;
+    let (walked, found) = feed.join()?;
+    let summary = match sums {
+        Some(sums) => Some((tally.outcome(&found, &queue, &ingest)?, sums)),
+        None => None,
+    };
     // Its error says that handlers had to be told to stop, which is what we want of them.
     queue.shutdown(STOP_TIMEOUT).ok();
     reporter.finish();
-    let Some(sums) = sums else {
+    let Some((outcome, sums)) = summary else {
         reporter.line(&format!(
             "stopped with {} files in the manifest. Run it again to go on.",
             ingest.manifest.count()
         ));
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    report::summary(places, &tally, &walked, &sums);
-    Ok(if tally.has_failures() || walked.has_failures() {
+    report::summary(places, &outcome, &walked, &sums);
+    Ok(if outcome.failed > 0 || walked.has_failures() {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS

@@ -359,6 +359,15 @@ impl Bits {
     pub fn count(&self) -> u64 {
         self.count
     }
+
+    /// In their order.
+    pub fn iter(&self) -> impl Iterator<Item = JobId> {
+        let ids = (0_i64..).zip(&self.words).flat_map(|(word, bits)| {
+            let set = (0..64).filter(move |bit| bits >> bit & 1 == 1);
+            set.map(move |bit| word * 64 + bit)
+        });
+        ids.map(JobId::from_i64)
+    }
 }
 
 fn place(job: JobId) -> (usize, u64) {

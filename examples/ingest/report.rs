@@ -1,6 +1,5 @@
 //! What the user sees: a progress bar on a terminal, plain lines elsewhere, and the summary.
 
-use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use stepwell::{Event, EventKind, JobId, Stats};
+use stepwell::Stats;
 
 use crate::Places;
 use crate::feed::Counts;
 use crate::file::Name;
-use crate::manifest::{Bits, MANIFEST, SUMS};
+use crate::manifest::{MANIFEST, SUMS};
 use crate::sums::Sums;
+use crate::tally::{Outcome, Tally};
 
 /// The rest is counted.
 pub const FAILURES_SHOWN: usize = 20;
@@ -82,8 +82,8 @@ impl Reporter {
     pub fn progress(&self, walked: &Counts, stats: &Stats, tally: &Tally, problem: Option<&str>) {
         let done = walked.found.saturating_sub(stats.pending + stats.running);
         let mut message = HumanBytes(self.0.bytes.load(Ordering::Relaxed)).to_string();
-        if tally.has_failures() {
-            message += &format!(", {} failed", HumanCount(tally.failed.count()));
+        if tally.failed_count() > 0 {
+            message += &format!(", {} failed", HumanCount(tally.failed_count()));
         }
         message += &self
             .0
@@ -144,72 +144,30 @@ fn say(text: &str) {
     writeln!(std::io::stderr(), "{text}").ok();
 }
 
-/// What has become of this run's files, from the events of their jobs.
-pub struct Tally {
-    started: Instant,
-    completed: u64,
-    failed: Bits,
-    reasons: BTreeMap<JobId, String>,
-}
-
-impl Tally {
-    pub fn new() -> Tally {
-        Tally {
-            started: Instant::now(),
-            completed: 0,
-            failed: Bits::default(),
-            reasons: BTreeMap::new(),
-        }
-    }
-
-    pub fn note(&mut self, event: &Event) {
-        let id = event.job_id;
-        if event.kind == EventKind::Failed {
-            self.failed.insert(id);
-            if self.reasons.len() < FAILURES_SHOWN {
-                let message = event
-                    .data
-                    .get("message")
-                    .and_then(|message| message.as_str());
-                self.reasons
-                    .insert(id, message.unwrap_or_default().to_owned());
-            }
-        } else if event.kind == EventKind::Completed {
-            // It may have failed before, and been tried again.
-            self.failed.remove(id);
-            self.reasons.remove(&id);
-            self.completed += u64::from(&*event.job_type == "file");
-        }
-    }
-
-    pub fn has_failures(&self) -> bool {
-        self.failed.count() > 0
-    }
-}
-
 /// On standard output.
-pub fn summary(places: &Places, tally: &Tally, walked: &Counts, sums: &Sums) {
-    write_summary(&mut std::io::stdout().lock(), places, tally, walked, sums).ok();
+pub fn summary(places: &Places, outcome: &Outcome, walked: &Counts, sums: &Sums) {
+    write_summary(&mut std::io::stdout().lock(), places, outcome, walked, sums).ok();
 }
 
 fn write_summary(
     out: &mut dyn Write,
     places: &Places,
-    tally: &Tally,
+    outcome: &Outcome,
     walked: &Counts,
     sums: &Sums,
 ) -> std::io::Result<()> {
-    let failed = tally.failed.count();
-    let before = walked.found.saturating_sub(tally.completed + failed);
-    let jobs = tally.completed + failed;
-    let seconds = tally.started.elapsed().as_secs_f64();
+    let seconds = outcome.took.as_secs_f64();
+    let gone = match outcome.gone {
+        0 => String::new(),
+        gone => format!(", {} gone meanwhile", HumanCount(gone)),
+    };
     writeln!(
         out,
-        "{} files found: {} done now, {} done before, {} failed",
-        HumanCount(walked.found),
-        HumanCount(tally.completed),
-        HumanCount(before),
-        HumanCount(failed)
+        "{} files found: {} done now, {} done before, {} failed{gone}",
+        HumanCount(outcome.found),
+        HumanCount(outcome.done_now),
+        HumanCount(outcome.done_before),
+        HumanCount(outcome.failed)
     )?;
     writeln!(
         out,
@@ -223,8 +181,9 @@ fn write_summary(
         HumanCount(sums.duplicates),
         HumanBytes(sums.duplicate_bytes)
     )?;
-    if jobs > 0 {
-        writeln!(out, "{seconds:.1} s, {:.0} jobs/s", jobs as f64 / seconds)?;
+    if outcome.jobs > 0 {
+        let pace = outcome.jobs as f64 / seconds;
+        writeln!(out, "{seconds:.1} s, {pace:.0} jobs/s")?;
     }
     if sums.changed > 0 {
         writeln!(
@@ -233,7 +192,7 @@ fn write_summary(
             HumanCount(sums.changed)
         )?;
     }
-    failures(out, failed, "failed", tally.reasons.values())?;
+    failures(out, outcome.failed, "failed", outcome.reasons.iter())?;
     failures(
         out,
         walked.unreadable_count,

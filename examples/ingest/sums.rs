@@ -1,6 +1,5 @@
 //! The last job of a run: puts the manifest in order, then writes `SHA256SUMS` from it.
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use stepwell::{JobType, Phase, PhaseContext, PhaseError};
 
-use crate::file::{Name, State};
+use crate::file::{self, Name, State};
 use crate::manifest::{self, Line, SUMS};
 use crate::phases::Ingest;
 use crate::sort::Sorter;
@@ -148,6 +147,5 @@ fn write_line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
 
 /// None when there is no such regular file, or nobody can tell.
 fn state_now(root: &Path, name: &Name) -> Option<State> {
-    let metadata = fs::symlink_metadata(root.join(name.to_path())).ok()?;
-    metadata.is_file().then(|| State::of(&metadata))
+    file::state_now(root, name).ok().flatten()
 }

@@ -7,6 +7,7 @@
 
 mod manifest;
 mod process;
+mod summary;
 mod tree;
 
 use std::collections::hash_map::RandomState;
@@ -153,48 +154,6 @@ fn a_lost_or_damaged_manifest_is_made_whole() {
     tree.verify();
 }
 
-#[test]
-fn a_file_that_cannot_be_read_fails_alone_and_is_tried_again() {
-    let tree = Tree::new();
-    tree.fill(12);
-    let (gone, swapped) = (tree.path("gone"), tree.path("swapped"));
-    for name in ["gone", "swapped"] {
-        tree.sparse(name, 3 << 30);
-    }
-    // Everything is enqueued then, and neither of the large files has been digested.
-    let mut process = Process::start(&tree, &["--workers", "1"]);
-    process.wait_for(" of 14 files,");
-    process.signal(Signal::INT);
-    assert_eq!(process.end().code, 130);
-    let away = tree.dir.path().join("away");
-    fs::rename(&gone, &away).unwrap();
-    fs::remove_file(&swapped).unwrap();
-    fs::create_dir(&swapped).unwrap();
-
-    let run = tree.run(&[]);
-    assert_eq!(run.code, 1, "{run:?}");
-    assert!(
-        run.says("12 files found") && run.says(", 2 failed\n"),
-        "{run:?}"
-    );
-    assert!(run.says("  gone: No such file or directory"), "{run:?}");
-    assert!(
-        run.says("  swapped: it is no regular file any more"),
-        "{run:?}"
-    );
-    tree.verify();
-    // What is not there any more is nobody's failure.
-    assert_eq!(tree.run(&[]).code, 0);
-    // It is back in the state in which it could not be read.
-    fs::rename(away, gone).unwrap();
-    let again = tree.run(&[]);
-    assert_eq!(again.code, 0, "{again:?}");
-    assert!(
-        again.says("13 files found: 1 done now, 12 done before, 0 failed"),
-        "{again:?}"
-    );
-}
-
 /// What a kill between an append and its commit leaves behind, for every file at once: the manifest is newer than the queue.
 #[test]
 fn a_repeated_publish_writes_nothing_twice() {
@@ -276,19 +235,7 @@ fn bad_usage_is_told_from_a_bad_tree() {
 #[test]
 fn a_killed_digest_goes_on_where_it_was() {
     let tree = Tree::new();
-    // As large as it takes for this machine not to be through with it before it has told of a saved position.
-    let mut size = 1 << 30;
-    loop {
-        tree.sparse("big", size);
-        let mut process = Process::start(&tree, &["--workers", "1"]);
-        if process.saw("big at ") {
-            process.signal(Signal::KILL);
-            process.end();
-            break;
-        }
-        size *= 4;
-        assert!(size <= 64 << 30, "this machine digests 16 GiB in a second");
-    }
+    let size = killed_in_its_digest(&tree);
     // Not in the way of a second process.
     let mut process = Process::start(&tree, &[]);
     let line = process.wait_for("big: digest resumed at ");
@@ -304,6 +251,23 @@ fn a_killed_digest_goes_on_where_it_was() {
     let run = process.end();
     assert_eq!(run.code, 0, "{run:?}");
     tree.verify();
+}
+
+/// Leaves a large file `big` behind whose digest a kill has cut short, and tells its size.
+fn killed_in_its_digest(tree: &Tree) -> u64 {
+    // As large as it takes for this machine not to be through with it before it has told of a saved position.
+    let mut size = 1 << 30;
+    loop {
+        tree.sparse("big", size);
+        let mut process = Process::start(tree, &["--workers", "1"]);
+        if process.saw("big at ") {
+            process.signal(Signal::KILL);
+            process.end();
+            return size;
+        }
+        size *= 4;
+        assert!(size <= 64 << 30, "this machine digests 16 GiB in a second");
+    }
 }
 
 /// 12 rounds, 4 workers, 306 files, of which 6 are larger; the moment of the signal is drawn anew in each. A round that comes to
