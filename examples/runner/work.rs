@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use stepwell::HttpConfig;
 use stepwell::webhook::WebhookConfig;
 use stepwell::{
-    Client, ErrorKind, Event, EventKind, JobId, JobQueue, JobStatus, JobType, ListFilter, Notice,
-    PhaseStatus, Subscription,
+    Client, ErrorKind, Event, EventKind, Job, JobId, JobQueue, JobStatus, JobType, ListFilter,
+    Notice, PhaseStatus, Subscription,
 };
 
 use crate::args::{RunOptions, WorkOptions};
@@ -82,7 +82,7 @@ pub fn run(db: &Path, file: &str, options: &RunOptions, out: &mut Output) -> Res
         match runs
             .ended
             .values()
-            .all(|status| *status == JobStatus::Completed)
+            .all(|(status, _)| *status == JobStatus::Completed)
         {
             _ if is_interrupted => INTERRUPTED,
             true => 0,
@@ -230,7 +230,8 @@ fn when_free(open: impl Fn() -> stepwell::Result<JobQueue>) -> Result<JobQueue> 
 struct Runs {
     ids: Vec<JobId>,
     left: HashSet<JobId>,
-    ended: BTreeMap<JobId, JobStatus>,
+    /// What came of the others. Taken as soon as they are over: the queue forgets what has been over for long, or is one of many.
+    ended: BTreeMap<JobId, (JobStatus, Value)>,
 }
 
 impl Runs {
@@ -251,10 +252,10 @@ impl Runs {
     fn look(&mut self, queue: &JobQueue) -> Result<()> {
         for id in self.left.clone() {
             match queue.status(id)? {
-                Some(status) if status.is_terminal() => self.end(id, status),
+                Some(status) if status.is_terminal() => self.end(queue, id, status)?,
                 Some(_) => {}
                 // Somebody deleted it, and so it was over.
-                None => self.end(id, JobStatus::Cancelled),
+                None => self.end(queue, id, JobStatus::Cancelled)?,
             }
         }
         Ok(())
@@ -263,59 +264,49 @@ impl Runs {
     /// Takes in events for a while.
     fn listen(&mut self, queue: &JobQueue, events: &mut Subscription) -> Result<()> {
         match events.recv_timeout(TICK) {
-            Ok(Notice::Event(event)) => self.note(&event),
-            // It was too slow: the events in between are in the log only.
-            Ok(_) => self.look(queue)?,
-            Err(error) if error.kind() == ErrorKind::Timeout => {}
-            Err(error) => return Err(error.into()),
+            Ok(Notice::Event(event)) => self.note(queue, &event),
+            // It was too slow: events have been deleted before it has read them.
+            Ok(_) => self.look(queue),
+            Err(error) if error.kind() == ErrorKind::Timeout => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
-    fn note(&mut self, event: &Event) {
+    fn note(&mut self, queue: &JobQueue, event: &Event) -> Result<()> {
         let ends = [
             (EventKind::Completed, JobStatus::Completed),
             (EventKind::Failed, JobStatus::Failed),
             (EventKind::Cancelled, JobStatus::Cancelled),
         ];
         let Some((_, status)) = ends.into_iter().find(|(kind, _)| *kind == event.kind) else {
-            return;
+            return Ok(());
         };
         if self.left.contains(&event.job_id) {
-            self.end(event.job_id, status);
+            self.end(queue, event.job_id, status)?;
         }
+        Ok(())
     }
 
-    fn end(&mut self, id: JobId, status: JobStatus) {
+    fn end(&mut self, queue: &JobQueue, id: JobId, status: JobStatus) -> Result<()> {
+        let came_of_it = queue.get(id)?.and_then(came_of);
         self.left.remove(&id);
-        self.ended.insert(id, status);
+        self.ended
+            .insert(id, (status, came_of_it.unwrap_or_default()));
+        Ok(())
     }
 
     /// What came of each: the last result, or the error that ended it.
     fn results(&self, queue: &JobQueue) -> Result<Vec<(JobId, JobStatus, Value)>> {
         let mut results = Vec::with_capacity(self.ids.len());
         for id in &self.ids {
-            let job = queue.get(*id)?;
-            let status = self
-                .ended
-                .get(id)
-                .copied()
-                .or(job.as_ref().map(|job| job.status));
-            let came_of_it = job.and_then(|mut job| {
-                let failed = job
-                    .phases
-                    .iter_mut()
-                    .find(|phase| phase.status == PhaseStatus::Failed);
-                match failed {
-                    Some(phase) => phase.error.take().map(Value::from),
-                    None => job.phases.pop().and_then(|last| last.result),
-                }
-            });
-            results.push((
-                *id,
-                status.unwrap_or(JobStatus::Cancelled),
-                came_of_it.unwrap_or_default(),
-            ));
+            let ended = match self.ended.get(id) {
+                Some(ended) => Some(ended.clone()),
+                None => queue
+                    .get(*id)?
+                    .map(|job| (job.status, came_of(job).unwrap_or_default())),
+            };
+            let (status, came_of_it) = ended.unwrap_or((JobStatus::Cancelled, Value::Null));
+            results.push((*id, status, came_of_it));
         }
         Ok(results)
     }
@@ -370,5 +361,50 @@ impl Runs {
             ));
         }
         out.line(&summary)
+    }
+}
+
+/// The error of the phase that has failed, or the result of the last one.
+fn came_of(mut job: Job) -> Option<Value> {
+    let failed = job
+        .phases
+        .iter_mut()
+        .find(|phase| phase.status == PhaseStatus::Failed);
+    match failed {
+        Some(phase) => phase.error.take().map(Value::from),
+        None => job.phases.pop().and_then(|last| last.result),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stepwell::Phase;
+
+    /// The bug: results were read at the end, when the queue had forgotten all but the newest 10,000 jobs of the run.
+    #[test]
+    fn what_came_of_a_job_is_known_when_the_queue_has_forgotten_it() {
+        const DOUBLE: Phase<u32> = Phase::new("double");
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut builder = JobQueue::builder(dir.path().join("jobs.db"));
+        let jobs =
+            builder.register(JobType::<u32>::new("double").phase(DOUBLE, |cx| Ok(2 * *cx.input())));
+        let queue = builder.open().expect("a queue");
+        let mut events = queue.subscribe().expect("events");
+        let ids = [1, 2, 3].map(|number| jobs.enqueue(&number).expect("a job"));
+        let mut runs = Runs::new(ids.into_iter());
+        while !runs.left.is_empty() {
+            runs.listen(&queue, &mut events).expect("an event");
+        }
+        for id in ids {
+            queue.delete(id).expect("deleted");
+        }
+        let results = runs.results(&queue).expect("results");
+        let [one, two, three] = ids;
+        let completed = |id, result: u32| (id, JobStatus::Completed, Value::from(result));
+        assert_eq!(
+            results,
+            [completed(one, 2), completed(two, 4), completed(three, 6)]
+        );
     }
 }
