@@ -1,6 +1,6 @@
 //! One phase: its command, what it is told by its environment, and what becomes of its end.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use stepwell::{PhaseContext, PhaseError};
 
-use crate::group::Groups;
+use crate::group::{Groups, no_thread};
 use crate::job_line::{Pipeline, result_variable};
 use crate::output::plain;
 
@@ -50,8 +50,8 @@ pub fn run(cx: &PhaseContext<Pipeline>, groups: &Groups) -> Result<Value> {
     let mut group = groups
         .spawn(&mut command)
         .map_err(|error| PhaseError::retry(format!("sh cannot be started: {error}")))?;
-    let stdout = Pipe::start(group.child.stdout.take(), Keep::First(RESULT_BYTES_MAX));
-    let stderr = Pipe::start(group.child.stderr.take(), Keep::Last(TAIL_BYTES));
+    let stdout = Pipe::start(group.child.stdout.take(), Keep::First(RESULT_BYTES_MAX))?;
+    let stderr = Pipe::start(group.child.stderr.take(), Keep::Last(TAIL_BYTES))?;
     let status = {
         let kept = &*stdout.kept;
         group.wait(&|| cx.is_cancelled() || is_overfull(kept))?
@@ -164,18 +164,20 @@ struct Kept {
 }
 
 impl Pipe {
-    fn start(source: Option<impl Read + Send + 'static>, keep: Keep) -> Pipe {
+    /// An error if no thread can be had for it.
+    fn start(source: Option<impl Read + Send + 'static>, keep: Keep) -> io::Result<Pipe> {
         let kept = Arc::new(Mutex::new(Kept::default()));
         let (tx, ended) = channel();
         let shared = kept.clone();
-        thread::spawn(move || {
+        let read = move || {
             if let Some(mut source) = source {
                 copy(&mut source, &shared, keep);
             }
             // Nobody hears it who has lost patience.
             tx.send(()).ok();
-        });
-        Pipe { kept, ended }
+        };
+        thread::Builder::new().spawn(read).map_err(no_thread)?;
+        Ok(Pipe { kept, ended })
     }
 
     /// What was kept, after the end of the command.
@@ -216,10 +218,10 @@ fn copy(source: &mut impl Read, shared: &Mutex<Kept>, keep: Keep) {
     }
 }
 
-fn read(source: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+fn read(source: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match source.read(buffer) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             read => return read,
         }
     }
@@ -249,7 +251,7 @@ mod tests {
     #[test]
     fn a_pipe_keeps_the_beginning_or_the_end() {
         let end = |keep| {
-            let pipe = Pipe::start(Some(&b"0123456789"[..]), keep);
+            let pipe = Pipe::start(Some(&b"0123456789"[..]), keep).expect("a thread");
             pipe.ended.recv().expect("its thread ends");
             (
                 is_overfull(&pipe.kept),

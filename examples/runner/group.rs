@@ -6,6 +6,7 @@
 //! |---|---|
 //! | the command, by itself | what it left running gets SIGTERM, and SIGKILL after [`GRACE`] |
 //! | its job: cancelled, timed out, shut down | SIGTERM, and SIGKILL after [`GRACE`] |
+//! | its phase, because we cannot go on with it | SIGKILL at once |
 //! | we, by kill -9 or a crash | SIGKILL at once, by the guard: the next process runs this phase again, and not beside it |
 //!
 //! The guard is this program once more, started by `work` with a pipe as its standard input. It is told of each group, and
@@ -64,14 +65,13 @@ impl Groups {
         let id = Pid::from_child(&child);
         running.insert(id.as_raw_pid());
         drop(running);
-        let mut group = Group {
+        let group = Group {
             groups: self,
             child,
             id,
+            is_over: false,
         };
         if let Err(error) = self.tell('+', id) {
-            group.signal(Signal::KILL);
-            group.child.wait()?;
             let problem = format!("the guard of the process groups is gone: {error}");
             return Err(io::Error::other(problem));
         }
@@ -92,11 +92,13 @@ impl Groups {
     }
 }
 
-/// One of them.
+/// One of them. Killed when it is dropped before its end was waited for.
 pub struct Group<'a> {
     groups: &'a Groups,
     pub child: Child,
     id: Pid,
+    /// Its leader was waited for, so that its number may be another's by now.
+    is_over: bool,
 }
 
 impl Group<'_> {
@@ -105,6 +107,7 @@ impl Group<'_> {
         let asked = self.wait_for_leader(is_stopped)?;
         // From here on the number of the group is its own only while somebody is in it.
         let status = self.child.wait()?;
+        self.is_over = true;
         self.end_rest(asked);
         Ok(status)
     }
@@ -116,7 +119,9 @@ impl Group<'_> {
     ) -> io::Result<Option<Instant>> {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
-            let watcher = scope.spawn(|| self.watch(is_stopped, &is_over));
+            let watch = || self.watch(is_stopped, &is_over);
+            let watcher = thread::Builder::new().spawn_scoped(scope, watch);
+            let watcher = watcher.map_err(no_thread)?;
             let ended = loop {
                 match waitid(
                     WaitId::Pid(self.id),
@@ -169,6 +174,17 @@ impl Group<'_> {
         }
     }
 
+    /// Ends all of it, with no time to do so by itself: nobody will know what came of it.
+    fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        // That it cannot be waited for means that somebody has.
+        self.child.wait().ok();
+        while is_left(self.id) {
+            self.signal(Signal::KILL);
+            thread::sleep(LOOK_AT_REST);
+        }
+    }
+
     /// A group that is gone needs no signal.
     fn signal(&self, signal: Signal) {
         kill_process_group(self.id, signal).ok();
@@ -177,11 +193,19 @@ impl Group<'_> {
 
 impl Drop for Group<'_> {
     fn drop(&mut self) {
+        if !self.is_over {
+            self.kill();
+        }
         // Without its guard it is ended by us alone.
         self.groups.tell('-', self.id).ok();
         lock(&self.groups.running).remove(&self.id.as_raw_pid());
         self.groups.ended.notify_all();
     }
+}
+
+/// Says what the system would not give.
+pub fn no_thread(error: io::Error) -> io::Error {
+    io::Error::other(format!("no thread can be had for the command: {error}"))
 }
 
 /// Whether somebody of the group can still do something. Who has ended and was not waited for cannot: the system goes on to count
@@ -241,6 +265,32 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The bug: a group whose phase ended early, since no thread could be had to read its output, ran on and nobody knew of it.
+    #[test]
+    fn a_group_that_nobody_waits_for_any_more_is_killed() {
+        let mut guard = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("cat");
+        let groups = Groups {
+            guard: Mutex::new(guard.stdin.take().expect("piped")),
+            running: Mutex::default(),
+            ended: Condvar::new(),
+        };
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 100 & sleep 100"]);
+        let group = groups.spawn(&mut command).expect("sh");
+        let id = group.id;
+        drop(group);
+        assert!(groups.wait_empty(Duration::ZERO));
+        let is_gone = !is_left(id);
+        kill_process_group(id, Signal::KILL).ok();
+        assert!(is_gone, "it runs on");
+        drop(groups);
+        guard.wait().expect("cat ends with its input");
+    }
 
     #[test]
     fn who_has_ended_is_not_running_in_its_group() {
