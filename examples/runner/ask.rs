@@ -43,7 +43,7 @@ pub fn submit(db: &Path, file: &str, out: &mut Output) -> Result<u8> {
         if out.is_json() {
             out.json(&json!({"id": id, "is_new": is_new}))?;
         } else {
-            out.line(&id.to_string())?;
+            out.line(&id.to_string());
         }
     }
     tell_enqueued(&enqueued, out);
@@ -85,7 +85,7 @@ pub fn cancel(client: &Client, which: &Which, out: &mut Output) -> Result<u8> {
         }
         match (name, status) {
             ("cancelled", _) if out.is_json() => {}
-            ("cancelled", _) => out.line(&format!("job {id} is cancelled"))?,
+            ("cancelled", _) => out.line(&format!("job {id} is cancelled")),
             (_, Some(status)) => {
                 complain(&format!("job {id} is over already: it is {status}"));
                 code = FAILED;
@@ -151,7 +151,7 @@ fn all(
     if out.is_json() {
         out.json(&json!({ name: changed }))?;
     } else {
-        out.line(&format!("{} {what}", count(changed, "job")))?;
+        out.line(&format!("{} {what}", count(changed, "job")));
     }
     Ok(Some(0))
 }
@@ -182,7 +182,7 @@ fn each<I: Copy + Display + Serialize>(
             let problem = done.as_ref().err().map(ToString::to_string);
             out.json(&json!({"id": id, "done": done.is_ok(), "error": problem}))?;
         } else if done.is_ok() {
-            out.line(&format!("{kind} {id} {what}"))?;
+            out.line(&format!("{kind} {id} {what}"));
         }
         if let Err(error) = done {
             complain(&Failure::from(error).message);
@@ -201,9 +201,9 @@ pub fn set_paused(client: &Client, is_paused: bool, out: &mut Output) -> Result<
     if out.is_json() {
         out.json(&json!({"paused": is_paused}))?;
     } else if is_paused {
-        out.line("paused: jobs that run go on to the end of their phase, and nothing starts until resume")?;
+        out.line("paused: jobs that run go on to the end of their phase, and nothing starts until resume");
     } else {
-        out.line("resumed")?;
+        out.line("resumed");
     }
     Ok(0)
 }

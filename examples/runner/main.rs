@@ -95,10 +95,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let mut out = Output::new(args.json);
     let done = run(&args, &mut out);
-    match done.and_then(|code| out.flush().map(|()| code)) {
+    let told = out.finish();
+    match done.and_then(|code| told.map(|()| code)) {
         Ok(code) => ExitCode::from(code),
-        // Whoever read our output has seen enough.
-        Err(_) if out.is_cut() => ExitCode::SUCCESS,
         Err(failure) => {
             output::complain(&failure.message);
             ExitCode::from(failure.code)

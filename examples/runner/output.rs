@@ -11,12 +11,13 @@ use crate::{Failure, Result};
 /// Columns of free text are cut to this in tables. JSON has all of it.
 const TEXT_CHARS_MAX: usize = 80;
 
-/// Standard output.
+/// Standard output. That it cannot be written stops nobody half-way who acts: it is told by [`Output::finish`].
 pub struct Output {
     to: BufWriter<Stdout>,
     is_json: bool,
     is_coloured: bool,
-    is_cut: bool,
+    /// Nothing more is written.
+    problem: Option<io::Error>,
 }
 
 /// What stands in a table.
@@ -55,7 +56,7 @@ impl Output {
             to: BufWriter::new(io::stdout()),
             is_json,
             is_coloured: io::stdout().is_terminal() && !wants_none,
-            is_cut: false,
+            problem: None,
         }
     }
 
@@ -63,23 +64,24 @@ impl Output {
         self.is_json
     }
 
-    /// Whether who reads us has gone.
-    pub fn is_cut(&self) -> bool {
-        self.is_cut
+    /// Whether nobody gets what is printed from now on.
+    pub fn is_lost(&self) -> bool {
+        self.problem.is_some()
     }
 
     pub fn json(&mut self, value: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_string(value)?;
         line.push('\n');
-        self.write(&line)
+        self.write(&line);
+        Ok(())
     }
 
-    pub fn line(&mut self, text: &str) -> Result<()> {
-        self.write(&format!("{text}\n"))
+    pub fn line(&mut self, text: &str) {
+        self.write(&format!("{text}\n"));
     }
 
     /// A table with a line of headings; numbers to the right.
-    pub fn table<const N: usize>(&mut self, headings: [&str; N], rows: &[[Cell; N]]) -> Result<()> {
+    pub fn table<const N: usize>(&mut self, headings: [&str; N], rows: &[[Cell; N]]) {
         let width = |column: usize| {
             let cells = rows.iter().map(|row| row[column].plain().chars().count());
             cells.max().unwrap_or(0).max(headings[column].len())
@@ -104,14 +106,28 @@ impl Output {
                     line.push_str(&blanks);
                 }
             }
-            self.line(line.trim_end())?;
+            self.line(line.trim_end());
         }
-        Ok(())
     }
 
-    pub fn flush(&mut self) -> Result<()> {
-        let done = self.to.flush();
-        self.note(done)
+    pub fn flush(&mut self) {
+        if self.problem.is_none() {
+            self.problem = self.to.flush().err();
+        }
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// When something could not be written, unless whoever reads us has seen enough.
+    pub fn finish(mut self) -> Result<()> {
+        self.flush();
+        match self.problem {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Failure::new(format!("standard output: {error}")))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn coloured(&self, cell: &Cell) -> String {
@@ -132,16 +148,10 @@ impl Output {
         }
     }
 
-    fn write(&mut self, text: &str) -> Result<()> {
-        let done = self.to.write_all(text.as_bytes());
-        self.note(done)
-    }
-
-    fn note(&mut self, done: io::Result<()>) -> Result<()> {
-        done.map_err(|error| {
-            self.is_cut |= error.kind() == io::ErrorKind::BrokenPipe;
-            Failure::new(format!("standard output: {error}"))
-        })
+    fn write(&mut self, text: &str) {
+        if self.problem.is_none() {
+            self.problem = self.to.write_all(text.as_bytes()).err();
+        }
     }
 }
 

@@ -54,14 +54,14 @@ pub fn list(
                 "ID", "TYPE", "STATUS", "PHASES", "TRY", "PRIORITY", "CREATED", "TOOK",
             ],
             &rows,
-        )?;
+        );
     }
     let more = if cursor.is_some() {
         ", and more: raise --limit"
     } else {
         ""
     };
-    out.line(&format!("{}{more}", count(jobs.len(), "job")))?;
+    out.line(&format!("{}{more}", count(jobs.len(), "job")));
     Ok(0)
 }
 
@@ -92,11 +92,11 @@ pub fn job(client: &Client, id: JobId, out: &mut Output) -> Result<u8> {
             "ID", "TYPE", "STATUS", "PHASES", "TRY", "PRIORITY", "CREATED", "TOOK",
         ],
         &[row(&job)],
-    )?;
+    );
     if let Some(key) = &job.unique_key {
-        out.line(&format!("unique key: {}", tame(key, 600)))?;
+        out.line(&format!("unique key: {}", tame(key, 600)));
     }
-    out.line("")?;
+    out.line("");
     let rows: Vec<_> = job.phases.iter().map(phase_row).collect();
     out.table(
         [
@@ -108,9 +108,9 @@ pub fn job(client: &Client, id: JobId, out: &mut Output) -> Result<u8> {
             "RESULT OR ERROR",
         ],
         &rows,
-    )?;
+    );
     if !job.errors.is_empty() {
-        out.line("")?;
+        out.line("");
         let rows = job.errors.iter().map(|error| {
             [
                 Cell::text(error.at),
@@ -123,10 +123,10 @@ pub fn job(client: &Client, id: JobId, out: &mut Output) -> Result<u8> {
         out.table(
             ["AT", "PHASE", "TRY", "ERROR", "MESSAGE"],
             &rows.collect::<Vec<_>>(),
-        )?;
+        );
     }
-    out.line("")?;
-    out.line(&closing(&job))?;
+    out.line("");
+    out.line(&closing(&job));
     Ok(0)
 }
 
@@ -187,22 +187,25 @@ pub fn events(client: &Client, mut after: Seq, follow: bool, out: &mut Output) -
             if out.is_json() {
                 out.json(event)?;
             } else {
-                out.line(&told(event))?;
+                out.line(&told(event));
             }
             after = event.seq;
         }
         shown += events.len();
+        if out.is_lost() {
+            return Ok(0);
+        }
         if !events.is_empty() {
             continue;
         }
         if !follow {
             break;
         }
-        out.flush()?;
+        out.flush();
         std::thread::sleep(FOLLOW_EVERY);
     }
     if !out.is_json() {
-        out.line(&count(shown, "event"))?;
+        out.line(&count(shown, "event"));
     }
     Ok(0)
 }
@@ -259,7 +262,7 @@ pub fn deliveries(
                 "ID", "EVENT", "JOB", "STATUS", "TRIES", "NEXT", "ANSWER", "URL", "ERROR",
             ],
             &rows,
-        )?;
+        );
     }
     let more = if next.is_some() {
         ", and more: raise --limit"
@@ -271,7 +274,7 @@ pub fn deliveries(
     } else {
         format!("{} deliveries", all.len())
     };
-    out.line(&format!("{number}{more}"))?;
+    out.line(&format!("{number}{more}"));
     Ok(0)
 }
 
@@ -309,7 +312,7 @@ pub fn stats(client: &Client, out: &mut Output) -> Result<u8> {
         .zip(counts)
         .map(|(status, jobs)| [Cell::Status(status), Cell::number(jobs)])
         .collect();
-    out.table(["STATUS", "JOBS"], &rows)?;
+    out.table(["STATUS", "JOBS"], &rows);
     let work = match owner {
         _ if stats.paused => "the queue is paused".to_owned(),
         Some(pid) => format!("process {pid} runs jobs"),
@@ -320,7 +323,7 @@ pub fn stats(client: &Client, out: &mut Output) -> Result<u8> {
         "{}; {work}; newest event {}",
         count(jobs, "job"),
         stats.head_seq
-    ))?;
+    ));
     Ok(0)
 }
 
@@ -330,14 +333,14 @@ pub fn explain(client: &Client, id: JobId, out: &mut Output) -> Result<u8> {
         return out.json(&explanation).map(|()| 0);
     }
     for hindrance in &explanation.hindrances {
-        out.line(&format!("- {hindrance}"))?;
+        out.line(&format!("- {hindrance}"));
     }
     let next = match explanation.status {
         JobStatus::Pending if explanation.hindrances.is_empty() => ": it is next",
         JobStatus::Pending | JobStatus::Running | JobStatus::Completed => "",
         JobStatus::Failed | JobStatus::Cancelled => ": `retry` tries it again, `show` tells why",
     };
-    out.line(&format!("job {id} is {}{next}", explanation.status))?;
+    out.line(&format!("job {id} is {}{next}", explanation.status));
     Ok(0)
 }
 
@@ -347,7 +350,7 @@ pub fn check(client: &Client, out: &mut Output) -> Result<u8> {
         if out.is_json() {
             out.json(&json!({"broken": problem}))?;
         } else {
-            out.line(problem)?;
+            out.line(problem);
         }
     }
     if !out.is_json() {
@@ -355,7 +358,7 @@ pub fn check(client: &Client, out: &mut Output) -> Result<u8> {
             0 => "the file is sound".to_owned(),
             broken => format!("{} broken", count(broken, "invariant")),
         };
-        out.line(&found)?;
+        out.line(&found);
     }
     Ok(if broken.is_empty() { 0 } else { FAILED })
 }

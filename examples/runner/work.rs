@@ -332,13 +332,13 @@ impl Runs {
         });
         let rows: Vec<_> = rows.take(LISTED_MAX).collect();
         if !rows.is_empty() {
-            out.table(["ID", "STATUS", "RESULT OR ERROR"], &rows)?;
+            out.table(["ID", "STATUS", "RESULT OR ERROR"], &rows);
         }
         if results.len() > LISTED_MAX {
             out.line(&format!(
                 "... and {} more: list shows them",
                 results.len() - LISTED_MAX
-            ))?;
+            ));
         }
         let number = |wanted| {
             results
@@ -360,7 +360,8 @@ impl Runs {
                 self.left.len()
             ));
         }
-        out.line(&summary)
+        out.line(&summary);
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use serde_json::json;
 use stepwell::JobStatus;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, example};
 
 const GOOD: &str = r#"{"phases":[{"name":"a","run":"true"}]}"#;
 const BAD: &str = r#"{"phases":[{"name":"a","run":"exit 100"}]}"#;
@@ -340,6 +340,60 @@ fn who_has_seen_enough_may_go() {
     // The pipe is closed now.
     let run = list.wait();
     assert_eq!(run, 0);
+}
+
+/// The bug: when the pipe was closed, `delete` stopped half-way, `run` forgot that a job had failed, and both answered 0.
+#[test]
+fn who_acts_does_all_of_it_whoever_reads_its_output() {
+    let bench = Bench::new();
+    // More than the buffer between us and the pipe holds.
+    let ids: Vec<String> = bench
+        .submit(&vec![GOOD; 500].join("\n"))
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let unread = |verb, more: &[&str]| {
+        let ids = ids.iter().map(String::as_str);
+        let args: Vec<&str> = [verb, "--json"].into_iter().chain(ids).collect();
+        let mut process = bench.start(&[&args, more].concat());
+        drop(process.stdout());
+        process.wait()
+    };
+    assert_eq!(unread("cancel", &[]), 0);
+    assert_eq!(bench.client().stats().unwrap().cancelled, 500);
+    assert_eq!(unread("retry", &[]), 0);
+    assert_eq!(bench.client().stats().unwrap().pending, 500);
+    assert_eq!(unread("cancel", &["501"]), 1, "there is no such job");
+    assert_eq!(unread("delete", &["501"]), 1, "there is no such job");
+    assert_eq!(bench.client().stats().unwrap().cancelled, 0);
+
+    std::fs::write(bench.path("jobs.jsonl"), BAD).unwrap();
+    let mut run = bench.start(&["run", "jobs.jsonl"]);
+    drop(run.stdout());
+    assert_eq!(run.wait(), 1, "its job has failed");
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_told_when_all_is_done() {
+    let bench = Bench::new();
+    let ids = bench.submit(&vec![GOOD; 500].join("\n"));
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let ids = ids.iter().map(ToString::to_string);
+    let args: Vec<String> = ["--db", "jobs.db", "cancel", "--json"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(ids)
+        .collect();
+    let run = std::process::Command::new(example())
+        .args(args)
+        .current_dir(bench.path(""))
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(1));
+    let errors = String::from_utf8(run.stderr).unwrap();
+    assert!(errors.starts_with("error: standard output: "), "{errors}");
+    assert_eq!(bench.client().stats().unwrap().cancelled, 500);
 }
 
 #[test]
