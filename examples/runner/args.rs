@@ -186,6 +186,8 @@ A command runs by sh -c in a process group of its own. It finds in its environme
   STEPWELL_INPUT           the line's input, as JSON
   STEPWELL_RESULT_<PHASE>  what an earlier phase printed; its name in upper case, other characters as _
 Its standard output is the result of its phase: JSON if it is JSON, else text without the line ends at its end.
+Text is also a number that JSON would write otherwise, as 3.10 or 1e3, and JSON with a number in it of which JSON would lose digits:
+later phases find what was printed. Other numbers inside of JSON keep their value, but not how it was written.
 Its exit code says what is next: 0 done, 75 try again, 100 failed for good, others as the retry policy says.
 Cancelled, timed out or shut down, its whole group gets SIGTERM, and SIGKILL 5 s later.
 

@@ -13,6 +13,7 @@ use stepwell::{PhaseContext, PhaseError};
 
 use crate::group::{Groups, no_thread};
 use crate::job_line::{Pipeline, result_variable};
+use crate::number;
 use crate::output::plain;
 
 /// What stepwell stores of a result.
@@ -111,28 +112,17 @@ fn environment(cx: &PhaseContext<Pipeline>) -> Result<Vec<(String, String)>> {
     Ok(variables)
 }
 
-/// JSON if it is JSON, else text without the line ends at its end.
+/// JSON if it is JSON and gives its numbers back, else text without the line ends at its end. A number alone must be the same to
+/// the letter, since it may be a version or an identity; within JSON it must be the same number.
 fn result(output: &[u8]) -> Value {
     let text = String::from_utf8_lossy(output);
     let text = text.trim_end_matches(['\n', '\r']);
     match serde_json::from_str(text) {
-        // A whole number that would be rounded stays what it is.
-        Ok(Value::Number(_)) if is_rounded(text) => Value::from(text),
+        Ok(Value::Number(_)) if !number::is_kept(text.trim()) => Value::from(text),
+        Ok(_) if number::is_any_changed(text) => Value::from(text),
         Ok(value) => value,
         Err(_) => Value::from(text),
     }
-}
-
-/// Whether JSON's number would be another one than the whole number in `text`.
-fn is_rounded(text: &str) -> bool {
-    let is_whole = text
-        .trim()
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'-');
-    is_whole
-        && text.trim().parse::<i128>().map_or(true, |number| {
-            i64::try_from(number).is_err() && u64::try_from(number).is_err()
-        })
 }
 
 /// Why it failed, and whether for good.
@@ -239,8 +229,17 @@ mod tests {
         assert_eq!(result(b""), json!(""));
         assert_eq!(result(b"\n"), json!(""));
         assert_eq!(result(b"42\n"), json!(42));
-        assert_eq!(result(b"1e3"), json!(1000.0));
-        assert_eq!(result(b"-0"), json!(-0.0));
+        assert_eq!(result(b" 42 \n"), json!(42));
+        // What the commands after it get is what was printed, and not `1000.0`.
+        assert_eq!(result(b"1e3"), json!("1e3"));
+        assert_eq!(result(b"3.10"), json!("3.10"));
+        assert_eq!(result(b"-0"), json!("-0"));
+        assert_eq!(result(b"1234e56"), json!("1234e56"));
+        assert_eq!(result(b"{\"a\": [3.10]}"), json!({"a": [3.1]}));
+        assert_eq!(
+            result(b"{\"a\": 123456789012345678901}"),
+            json!("{\"a\": 123456789012345678901}")
+        );
         assert_eq!(
             result(b"123456789012345678901"),
             json!("123456789012345678901")

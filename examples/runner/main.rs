@@ -19,6 +19,7 @@ mod ask;
 mod command;
 mod group;
 mod job_line;
+mod number;
 mod output;
 mod show;
 mod work;

@@ -40,6 +40,24 @@ fn a_command_finds_everything_in_its_environment() {
     assert_eq!(results, [json!({"n": 5}), json!("some text"), json!(told)]);
 }
 
+/// The bug: the version 3.10 was 3.1 for the commands after it, and of a long id only the first digits were right.
+#[test]
+fn a_printed_number_is_what_later_commands_find() {
+    let bench = Bench::new();
+    let line = json!({"phases": [
+        {"name": "version", "run": "echo 3.10"},
+        {"name": "id", "run": "echo '{\"id\": 12345678901234567890123}'"},
+        {"name": "tell", "run": "echo $STEPWELL_RESULT_VERSION, $STEPWELL_RESULT_ID"},
+    ]});
+    let run = bench
+        .runner_with(&line.to_string(), &["run", "-", "--json"])
+        .ok();
+    assert_eq!(
+        run.json()[0]["result"],
+        r#"3.10, {"id": 12345678901234567890123}"#
+    );
+}
+
 /// Runs one phase with two tries, and answers (tries, error).
 fn fate(command: &str) -> (u64, String) {
     let bench = Bench::new();
