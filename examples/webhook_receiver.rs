@@ -8,35 +8,52 @@
 //!
 //! Without arguments it is its own demonstration: a queue beside it sends the events of one job.
 #![allow(clippy::print_stdout, reason = "a demonstration")]
-#![allow(clippy::disallowed_methods, reason = "a program has its own threads")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program has its own threads and pauses"
+)]
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use stepwell::webhook::{Endpoint, Secret, Signed, WebhookConfig};
 use stepwell::{JobQueue, JobType, Phase, Timestamp};
 
 const GREET: Phase<String> = Phase::new("greet");
+/// Who sends nothing for longer must connect anew.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// While the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Bodies of webhooks hold a job's payload: 256 KiB, unless the queue allows more.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// All headers of a request together.
+const HEAD_BYTES_MAX: u64 = 16 << 10;
 
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let (tx, new) = channel();
     if let [address, secret] = &args[..] {
         let listener = TcpListener::bind(address)?;
-        return receive(&listener, &Secret::parse(secret)?, usize::MAX);
+        println!("listening on {}", listener.local_addr()?);
+        Receiver::new(Secret::parse(secret)?, tx).start(listener)?;
+        new.iter().for_each(|webhook| println!("{webhook}"));
+        return Ok(());
     }
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let secret = Secret::generate()?;
     let url = format!("http://{}/hooks", listener.local_addr()?);
-    let key = secret.clone();
-    // An example: whoever runs it sees what goes wrong here, because no line is printed.
-    let receiver =
-        std::thread::spawn(move || receive(&listener, &key, 5).map_err(|error| error.to_string()));
+    Receiver::new(secret.clone(), tx).start(listener)?;
     send(&url, secret)?;
-    receiver.join().map_err(|_| "the receiver panicked")??;
+    // Created, started, a phase started and completed, completed.
+    for _ in 0..5 {
+        println!("{}", new.recv_timeout(Duration::from_secs(10))?);
+    }
     Ok(())
 }
 
@@ -59,32 +76,75 @@ fn send(url: &str, secret: Secret) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes `count` webhooks. A real receiver keeps the ids that it has seen in its database, in the transaction of what it does.
-fn receive(listener: &TcpListener, secret: &Secret, count: usize) -> Result<(), Failure> {
-    let mut seen = HashSet::new();
-    for stream in listener.incoming() {
-        let stream = stream?;
-        // The sender keeps its connection for the next one.
-        while let Some(request) = Request::read(&stream)? {
-            let status = match request.verify(secret) {
-                Err(problem) => {
-                    println!("refused: {problem}");
-                    "401 Unauthorized"
-                }
-                Ok(()) if !seen.insert(request.header("webhook-id").to_owned()) => "200 OK",
-                Ok(()) => {
-                    println!("{}", String::from_utf8_lossy(&request.body));
-                    "200 OK"
-                }
-            };
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
-            (&stream).write_all(answer.as_bytes())?;
-            if seen.len() >= count {
-                return Ok(());
-            }
-        }
+/// Takes webhooks, and passes on what is new. A real receiver keeps the ids that it has seen in its database, in the transaction of
+/// what it does.
+struct Receiver {
+    secret: Secret,
+    seen: Mutex<HashSet<String>>,
+    new: Sender<String>,
+}
+
+impl Receiver {
+    fn new(secret: Secret, new: Sender<String>) -> Arc<Receiver> {
+        Arc::new(Receiver {
+            secret,
+            seen: Mutex::default(),
+            new,
+        })
     }
-    Ok(())
+
+    /// A thread for each connection: the sender keeps its own for the next webhook, and a stranger's may say nothing at all.
+    fn start(self: Arc<Receiver>, listener: TcpListener) -> std::io::Result<()> {
+        let accept = move || {
+            // A connection that cannot be had, or for which there is no thread, is no reason to refuse others.
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else {
+                    std::thread::sleep(ACCEPT_PAUSE);
+                    continue;
+                };
+                let receiver = self.clone();
+                let serve = move || {
+                    if let Err(problem) = receiver.serve(&stream) {
+                        println!("refused: {problem}");
+                    }
+                };
+                std::thread::Builder::new().spawn(serve).ok();
+            }
+        };
+        std::thread::Builder::new().spawn(accept).map(drop)
+    }
+
+    /// Answers requests until the connection ends, or one of them is bad.
+    fn serve(&self, mut stream: &TcpStream) -> Result<(), Failure> {
+        stream.set_read_timeout(Some(IDLE_MAX))?;
+        let mut reader = BufReader::new(stream);
+        // A connection that ends or is idle between two requests ends as it should.
+        while reader.fill_buf().is_ok_and(|bytes| !bytes.is_empty()) {
+            let request = Request::read(&mut reader);
+            let status = match &request {
+                Err(_) => "400 Bad Request",
+                Ok(request) => self.take(request),
+            };
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n")?;
+            // Nobody knows where the next one begins.
+            request?;
+        }
+        Ok(())
+    }
+
+    fn take(&self, request: &Request) -> &'static str {
+        if let Err(problem) = request.verify(&self.secret) {
+            println!("refused: {problem}");
+            return "401 Unauthorized";
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.insert(request.header("webhook-id").to_owned()) {
+            let webhook = String::from_utf8_lossy(&request.body).into_owned();
+            // Nobody listens any more when the program ends.
+            self.new.send(webhook).ok();
+        }
+        "200 OK"
+    }
 }
 
 /// As much of HTTP as this needs. A real receiver has a framework for it.
@@ -94,29 +154,31 @@ struct Request {
 }
 
 impl Request {
-    fn read(stream: &TcpStream) -> Result<Option<Request>, Failure> {
-        let mut reader = BufReader::new(stream);
-        let mut line = String::new();
-        if reader.read_line(&mut line)? == 0 {
-            return Ok(None);
-        }
+    fn read(reader: &mut impl BufRead) -> Result<Request, Failure> {
         let mut request = Request {
             headers: Vec::new(),
             body: Vec::new(),
         };
+        let mut head = reader.by_ref().take(HEAD_BYTES_MAX);
+        let mut line = String::new();
+        head.read_line(&mut line)?;
         loop {
             line.clear();
-            reader.read_line(&mut line)?;
+            head.read_line(&mut line)?;
             let Some((name, value)) = line.trim_end().split_once(':') else {
                 break;
             };
             let header = (name.to_ascii_lowercase(), value.trim().to_owned());
             request.headers.push(header);
         }
-        let length = request.header("content-length").parse()?;
+        let length = request.header("content-length").parse();
+        let length = length.map_err(|_| "a request without the length of its body")?;
+        if length > BODY_BYTES_MAX {
+            return Err(format!("a body of {length} bytes").into());
+        }
         request.body = vec![0; length];
         reader.read_exact(&mut request.body)?;
-        Ok(Some(request))
+        Ok(request)
     }
 
     fn header(&self, name: &str) -> &str {

@@ -83,7 +83,12 @@ impl Bench {
 
     /// Without `--db`.
     pub(crate) fn start_bare(&self, args: &[&str]) -> Process {
-        let child = Command::new(example())
+        self.start_example("runner", args)
+    }
+
+    /// Another example.
+    pub(crate) fn start_example(&self, name: &str, args: &[&str]) -> Process {
+        let child = Command::new(example(name))
             .args(args)
             .current_dir(self.dir.path())
             .stdin(Stdio::piped())
@@ -192,12 +197,12 @@ fn code(status: ExitStatus) -> i32 {
     status.code().or(by_signal).unwrap()
 }
 
-pub(crate) fn example() -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let example = test.ancestors().nth(2).unwrap().join("examples/runner");
+    let example = test.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(
         example.is_file(),
-        "{} is not there: cargo build --example runner",
+        "{} is not there: cargo build --example {name}",
         example.display()
     );
     example

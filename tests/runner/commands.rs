@@ -146,7 +146,7 @@ fn the_init_that_reaps_nobody() {
         return;
     };
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
-    let mut runner = std::process::Command::new(example());
+    let mut runner = std::process::Command::new(example("runner"));
     runner.args(["--db", "jobs.db", "run", "jobs.jsonl"]);
     let status = runner.current_dir(dir).status().unwrap();
     std::process::exit(status.code().unwrap());

@@ -384,7 +384,7 @@ fn an_output_that_cannot_be_written_is_told_when_all_is_done() {
         .into_iter()
         .chain(ids)
         .collect();
-    let run = std::process::Command::new(example())
+    let run = std::process::Command::new(example("runner"))
         .args(args)
         .current_dir(bench.path(""))
         .stdout(full)

@@ -1,10 +1,11 @@
 //! Webhooks of job lines.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::{Value, json};
+use stepwell::webhook::Secret;
 
 use crate::bench::{Bench, PATIENCE};
 
@@ -144,4 +145,49 @@ fn a_webhook_to_a_private_address_is_not_sent_unless_it_is_allowed() {
         refused.stderr.contains("line 1: webhooks[0]: ") && !refused.stderr.contains("u:p"),
         "{refused:?}"
     );
+}
+
+/// Sends `request`, and answers the first line of what comes back.
+fn answer(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line
+}
+
+/// The bugs: one request without a length ended the program, and one connection that said nothing held up all others.
+#[test]
+fn the_example_receiver_outlives_strangers() {
+    let bench = Bench::new();
+    let secret = Secret::generate().unwrap();
+    let args = ["127.0.0.1:0", &secret.reveal()];
+    let mut receiver = bench.start_example("webhook_receiver", &args);
+    let mut lines = BufReader::new(receiver.stdout()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    let address = next().strip_prefix("listening on ").unwrap().to_owned();
+
+    let _says_nothing = TcpStream::connect(&address).unwrap();
+    let bad = [
+        "GET /hooks HTTP/1.1\r\n\r\n",
+        "hello\r\n\r\n",
+        "POST /hooks HTTP/1.1\r\ncontent-length: much\r\n\r\n",
+        "POST /hooks HTTP/1.1\r\ncontent-length: 99999999999999\r\n\r\n",
+    ];
+    for request in bad {
+        assert_eq!(answer(&address, request), "HTTP/1.1 400 Bad Request\r\n");
+        assert!(next().starts_with("refused: "));
+    }
+    let unsigned = "POST /hooks HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}";
+    assert_eq!(answer(&address, unsigned), "HTTP/1.1 401 Unauthorized\r\n");
+    assert!(next().starts_with("refused: "));
+
+    let webhook = json!({"url": format!("http://{address}/hooks"), "events": ["job:completed"], "secret": secret.reveal()});
+    let line = json!({"phases": [{"name": "a", "run": "true"}], "webhooks": [webhook]});
+    let args = ["run", "-", "--allow-private", "127.0.0.1"];
+    bench.runner_with(&line.to_string(), &args).ok();
+    assert!(next().contains("job:completed"));
+    let listed = bench.runner(&["deliveries", "--json"]).ok().json();
+    assert_eq!(listed[0]["last_status"], 200, "{listed:?}");
 }
