@@ -188,7 +188,7 @@ impl Worker {
             remark("stopping, once more to stop at once");
         }
         let (queue, signals) = (self.queue.clone(), self.signals.take());
-        std::thread::spawn(move || {
+        let hurry = move || {
             let Some(signals) = signals else { return };
             let mut times = 0;
             while signals.recv().is_ok() {
@@ -198,9 +198,14 @@ impl Worker {
                 }
                 remark("stopping at once");
                 let hurried = queue.clone();
-                std::thread::spawn(move || hurried.shutdown(Duration::ZERO));
+                // Without a thread for it the third signal is left.
+                std::thread::Builder::new()
+                    .spawn(move || hurried.shutdown(Duration::ZERO))
+                    .ok();
             }
-        });
+        };
+        // Without a thread for it the timeout is waited for.
+        std::thread::Builder::new().spawn(hurry).ok();
         match self.queue.shutdown(self.shutdown_timeout) {
             // That commands had to be ended is what the timeout is for.
             Err(error) if error.kind() != ErrorKind::Timeout => return Err(error.into()),
