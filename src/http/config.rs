@@ -1,7 +1,7 @@
 //! Settings of the HTTP server, and the one place that checks them. L3.
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -83,8 +83,17 @@ impl HttpConfig {
         self
     }
 
+    /// Takes the port, if all of this is sound. Whoever connects waits until the queue serves.
+    pub(crate) fn bind(&self) -> Result<TcpListener> {
+        let addr = self.validate()?;
+        TcpListener::bind(addr).map_err(|error| {
+            let problem = format!("http: {addr} cannot be bound");
+            Error::new(ErrorKind::InvalidConfig, problem).with_source(error)
+        })
+    }
+
     /// The address to bind, if all of this is sound.
-    pub(crate) fn validate(&self) -> Result<SocketAddr> {
+    fn validate(&self) -> Result<SocketAddr> {
         let invalid =
             |problem: String| Error::new(ErrorKind::InvalidConfig, format!("http: {problem}"));
         let mut found = self.addr.to_socket_addrs().map_err(|error| {

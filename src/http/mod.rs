@@ -30,7 +30,7 @@ mod router;
 mod server;
 mod stream;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,9 +64,12 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    /// Binds the address and starts the threads.
-    pub(crate) fn start(engine: &Arc<Engine>, config: &HttpConfig) -> Result<Http> {
-        let addr = config.validate()?;
+    /// Serves at `listener`, which the same settings have given.
+    pub(crate) fn start(
+        engine: &Arc<Engine>,
+        config: &HttpConfig,
+        listener: TcpListener,
+    ) -> Result<Http> {
         let feed = Arc::new(Feed::new(engine.clone())?);
         let backend = Arc::new(Backend::new()?);
         let gauges = Arc::new(Gauges::default());
@@ -78,7 +81,7 @@ impl Http {
             gauges: gauges.clone(),
             streams_max: config.streams_max,
         };
-        let (gate, post, addr) = Gate::bind(addr, parts)?;
+        let (gate, post, addr) = Gate::new(listener, parts)?;
         let site = Arc::new(Site {
             engine: engine.clone(),
             feed: feed.clone(),

@@ -175,20 +175,19 @@ impl Builder {
         if let Some(problem) = self.problem.take() {
             return Err(problem);
         }
-        #[cfg(feature = "http")]
-        if let Some(http) = &self.http {
-            http.validate()?;
-        }
         let outlet = self.outlet()?;
+        // Before the engine, which runs jobs as soon as it is there: a port that is taken must not cost them anything.
+        #[cfg(feature = "http")]
+        let listener = self.http.as_ref().map(HttpConfig::bind).transpose()?;
         let clock = self.clock.unwrap_or_else(Clock::system);
         let engine = Engine::open(self.config, self.registry, clock, outlet)?;
         // A builder opens once: it is consumed here.
         self.slot.set(Arc::downgrade(&engine)).ok();
         let queue = JobQueue::new(engine);
         #[cfg(feature = "http")]
-        if let Some(http) = &self.http {
+        if let (Some(http), Some(listener)) = (&self.http, listener) {
             // Without it the queue is dropped, and so shut down.
-            queue.serve(http)?;
+            queue.serve(http, listener)?;
         }
         Ok(queue)
     }

@@ -129,8 +129,8 @@ impl JobQueue {
     }
 
     #[cfg(feature = "http")]
-    pub(crate) fn serve(&self, config: &HttpConfig) -> Result<()> {
-        let http = Arc::new(Http::start(&self.0.engine, config)?);
+    pub(crate) fn serve(&self, config: &HttpConfig, listener: std::net::TcpListener) -> Result<()> {
+        let http = Arc::new(Http::start(&self.0.engine, config, listener)?);
         self.0.shutdown.add(http.clone());
         // A queue is opened once.
         self.0.http.set(http).ok();

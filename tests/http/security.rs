@@ -1,8 +1,11 @@
 //! Requests that must be refused.
 
-use stepwell::{ErrorKind, HttpConfig};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::{Served, builder, local};
+use stepwell::{Client, ErrorKind, EventKind, HttpConfig, JobStatus, JobType, Phase};
+
+use crate::support::{PATIENCE, Served, builder, local};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 const TOKEN: &str = "0123456789abcdef0123";
@@ -206,10 +209,46 @@ fn a_queue_that_would_be_open_to_the_network_does_not_open() {
     assert_eq!(error.kind(), ErrorKind::InvalidConfig);
     assert!(error.to_string().contains("set a token"), "{error}");
     assert!(!file.exists(), "nothing was made");
-    // A port that is taken is told, and the file is let go.
+    // Nor does one whose port is taken.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let error = open(HttpConfig::new(taken.local_addr().unwrap().to_string())).unwrap_err();
+    assert!(error.to_string().contains("cannot be bound"), "{error}");
+    assert!(!file.exists(), "nothing was made");
+    open(local()).unwrap();
+}
+
+/// The workers ran first, and were cut off when the port was found to be taken: the job had lost an attempt, or worse.
+#[test]
+fn a_port_that_is_taken_is_told_before_any_job_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("jobs.db");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap().to_string();
-    let error = open(HttpConfig::new(addr)).unwrap_err();
-    assert!(error.to_string().contains("cannot be bound"), "{error}");
-    open(local()).unwrap();
+    let open = |entered: &Arc<AtomicBool>, http: HttpConfig| {
+        let entered = entered.clone();
+        let mut builder = builder(&file).http(http);
+        builder.register(
+            JobType::<u32>::new("work").phase(Phase::<u32>::new("only"), move |cx| {
+                entered.store(true, Ordering::Relaxed);
+                Ok(*cx.input())
+            }),
+        );
+        builder.open()
+    };
+    let entered = Arc::new(AtomicBool::new(false));
+    builder(&file).workers(0).open().unwrap();
+    let client = Client::open(&file).unwrap();
+    let id = client.enqueue("work", &1_u32).unwrap();
+    let error = open(&entered, HttpConfig::new(&addr)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    assert!(!entered.load(Ordering::Relaxed), "its handler has run");
+    let job = client.get(id).unwrap().unwrap();
+    assert_eq!((job.status, job.attempt), (JobStatus::Pending, 0));
+    let events = client.events_after(0, 100).unwrap();
+    let events: Vec<_> = events.iter().map(|event| event.kind).collect();
+    assert_eq!(events, [EventKind::Created]);
+
+    let queue = open(&entered, local()).unwrap();
+    queue.wait(id, PATIENCE).unwrap();
+    assert!(entered.load(Ordering::Relaxed));
 }

@@ -125,15 +125,10 @@ fn failed(error: io::Error) -> Error {
 }
 
 impl Gate {
-    pub(super) fn bind(addr: SocketAddr, parts: Parts) -> Result<(Gate, Post, SocketAddr)> {
-        let problem = |error| {
-            Error::new(
-                ErrorKind::InvalidConfig,
-                format!("http: {addr} cannot be bound"),
-            )
-            .with_source(error)
-        };
-        let listener = std::net::TcpListener::bind(addr).map_err(problem)?;
+    pub(super) fn new(
+        listener: std::net::TcpListener,
+        parts: Parts,
+    ) -> Result<(Gate, Post, SocketAddr)> {
         let addr = listener.local_addr().map_err(failed)?;
         let probe = listener.try_clone().map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
