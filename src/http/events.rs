@@ -38,17 +38,16 @@ pub(super) fn of_job(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
         return Err(problem(404, &format!("job {id}: there is no such job")));
     };
     let mut from = from(site, call)?;
-    if from.is_resumed && status.is_terminal() {
-        let mut events =
-            crate::requests::events_of(&**reader, id).map_err(|error| failed(&error))?;
-        events.retain(|event| event.seq > from.after);
-        if events.is_empty() && from.preface.is_empty() {
-            // The client has everything. This tells it not to come again (HTML, section 9.2.3).
-            return Ok(Answer::empty().into());
-        }
-    }
     if !from.is_resumed {
         from.after = 0;
+    }
+    if status.is_terminal() && from.preface.is_empty() {
+        let past = site.feed.past_of_job(id, from.after, &filter);
+        if past.map_err(|error| failed(&error))?.is_nothing_more() {
+            // The client has everything that it wants. This tells it not to come again (HTML, section 9.2.3): an
+            // `EventSource` that was sent an empty stream would, for ever.
+            return Ok(Answer::empty().into());
+        }
     }
     Ok(start(filter, from, true))
 }

@@ -65,6 +65,13 @@ pub(super) struct Past {
     pub(super) is_over: bool,
 }
 
+impl Past {
+    /// Whether it is that of a job which is over, and there is nothing to send of it.
+    pub(super) fn is_nothing_more(&self) -> bool {
+        self.is_over && self.frames.is_empty() && self.gap.is_none()
+    }
+}
+
 /// Told to the gate.
 pub(super) enum News {
     /// The ring has grown.
@@ -234,7 +241,7 @@ impl Feed {
 
     fn past(&self, ask: &Ask) -> Result<Past> {
         if let (true, Some(id)) = (ask.replays_job, ask.filter.job) {
-            return self.past_of_job(ask, id);
+            return self.past_of_job(id, ask.after, &ask.filter);
         }
         let mut past = Past {
             to: ask.after,
@@ -263,7 +270,8 @@ impl Feed {
         Ok(past)
     }
 
-    fn past_of_job(&self, ask: &Ask, id: JobId) -> Result<Past> {
+    /// By the job's own chain of changes.
+    pub(super) fn past_of_job(&self, id: JobId, after: Seq, filter: &Filter) -> Result<Past> {
         let reader = &self.engine.reader;
         // The status first: what ends the job later has a number of its own. Then the head: what comes after it comes by the ring.
         let was_over = reader.status(id)?.is_none_or(JobStatus::is_terminal);
@@ -272,7 +280,7 @@ impl Feed {
         let changes = reader.changes_of(id, JOB_CHANGES_MAX)?;
         if let Some(oldest) = changes.first().map(|change| change.seq)
             && changes.len() == JOB_CHANGES_MAX
-            && (1..oldest - 1).contains(&ask.after)
+            && (1..oldest - 1).contains(&after)
         {
             return Ok(Past {
                 to: head,
@@ -282,21 +290,21 @@ impl Feed {
             });
         }
         for change in changes {
-            event::expand(&change, ask.after, &mut events);
+            event::expand(&change, after, &mut events);
         }
         events.retain(|event| event.seq <= head);
         let frames: Vec<_> = events
             .iter()
             .map(|event| Arc::new(Frame::new(&self.file_id, event)))
             .collect();
-        // Of a job that is over the end may be pruned, or before `ask.after`, or deliveries may have been told after it.
+        // Of a job that is over the end may be pruned, or before `after`, or deliveries may have been told after it.
         let of_job = frames.iter().rev().find(|frame| !frame.is_about_delivery());
         let is_over =
             of_job.map_or(was_over, |frame| frame.ends_job()) || reader.status(id)?.is_none();
         Ok(Past {
             frames: frames
                 .into_iter()
-                .filter(|frame| ask.filter.lets(frame))
+                .filter(|frame| filter.lets(frame))
                 .collect(),
             to: head,
             gap: None,

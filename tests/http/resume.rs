@@ -155,14 +155,42 @@ fn a_stream_of_a_job_that_is_over_ends_whatever_became_of_its_events() {
     }
     let addr = queue.http_addr().unwrap();
     let path = format!("/jobs/{first}/events");
-    let mut gone = Stream::open(addr, &path, "");
-    assert_eq!((gone.rest(), gone.is_whole), (Vec::new(), true));
+    // It would hear nothing, have no id to come again with, and do so for ever.
+    assert_eq!(Stream::open(addr, &path, "").status, 204);
     let mut foreign = Stream::open(addr, &path, &last_id("0123456789ab-3"));
     let heard = foreign.rest();
     assert_eq!(heard.len(), 1, "{heard:?}");
     assert_eq!((&heard[0].name[..], foreign.is_whole), ("reset", true));
     let again = last_id(heard[0].id.as_deref().unwrap());
     assert_eq!(Stream::open(addr, &path, &again).status, 204);
+}
+
+/// Events that the filter leaves out came after the last one that was heard, so an `EventSource` came again for ever.
+#[test]
+fn a_filtered_stream_of_a_job_that_is_over_ends_for_good() {
+    let served = Served::new();
+    let id = served.run(&json!(1));
+    let status = |query: &str, last: &str| {
+        let path = format!("/jobs/{id}/events?{query}");
+        served.stream(&path, last).status
+    };
+    let query = "type=job:phase:completed";
+    let heard = served
+        .stream(&format!("/jobs/{id}/events?{query}"), "")
+        .rest();
+    let ids: Vec<_> = heard.iter().filter_map(|sent| sent.id.as_deref()).collect();
+    assert_eq!(ids.len(), 2, "{heard:?}");
+    assert_eq!(status(query, &last_id(ids[0])), 200);
+    assert_eq!(status(query, &last_id(ids[1])), 204);
+    // Without the filter there is more, and with one that nothing fits there never was any.
+    assert_eq!(status("", &last_id(ids[1])), 200);
+    assert_eq!(status("job_type=other", ""), 204);
+    assert_eq!(status("job_type=other", &last_id(ids[0])), 204);
+    assert_eq!(status("type=job:failed", ""), 204);
+    // Of one that goes on, anything may come.
+    let waits = served.jobs.enqueue(&json!({"wait": true})).unwrap();
+    let path = format!("/jobs/{waits}/events?type=job:failed");
+    assert_eq!(served.stream(&path, "").status, 200);
 }
 
 #[test]
@@ -190,6 +218,9 @@ fn a_job_with_more_past_than_is_read_gives_a_reset_first() {
     assert_eq!(heard[0].name, "reset", "{:?}", heard[0]);
     assert_eq!(heard[0].data["requested"], format!("{file_id}-5"));
     assert_eq!(heard.len(), 1);
+    let last = last_id(&format!("{file_id}-5"));
+    let heard = Stream::open(addr, &format!("{path}?type=job:created"), &last).rest();
+    assert_eq!(heard[0].name, "reset", "what was left out may have fitted");
     // Whoever begins anew gets the newest part, without a gap.
     let heard = Stream::open(addr, &path, "").rest();
     assert!(heard.len() >= 1000, "{}", heard.len());
