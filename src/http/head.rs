@@ -14,12 +14,11 @@ const HEADERS_MAX: usize = 96;
 /// The header in which the gate tells the backend which connection it is.
 pub(super) const CONNECTION: &str = "stepwell-connection";
 
-/// What a handler may ask for; everything else is dropped.
-const FORWARDED: [&str; 9] = [
+/// What a handler may ask for, `cookie` aside, of which a part may go on; everything else is dropped.
+const FORWARDED: [&str; 8] = [
     "accept",
     "authorization",
     "content-type",
-    "cookie",
     "host",
     "last-event-id",
     "origin",
@@ -87,6 +86,11 @@ fn whole(request: &httparse::Request<'_, '_>, end: usize) -> Parsed {
     let mut has_length = false;
     for header in request.headers.iter() {
         let name = header.name.to_ascii_lowercase();
+        if name == "cookie" {
+            let cookies = plain_cookies(header.value);
+            head.headers.extend(cookies.map(|cookies| (name, cookies)));
+            continue;
+        }
         let Ok(value) = std::str::from_utf8(header.value) else {
             continue;
         };
@@ -120,6 +124,15 @@ fn whole(request: &httparse::Request<'_, '_>, end: usize) -> Parsed {
 /// What tiny_http can read.
 fn is_plain(value: &str) -> bool {
     value.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+/// The cookies without those that are not plain. Other programs on the same host have theirs in the same header, whatever
+/// their ports, and must not hide ours.
+fn plain_cookies(value: &[u8]) -> Option<String> {
+    let pairs = value.split(|byte| *byte == b';');
+    let pairs = pairs.filter_map(|pair| std::str::from_utf8(pair.trim_ascii()).ok());
+    let plain: Vec<_> = pairs.filter(|it| !it.is_empty() && is_plain(it)).collect();
+    (!plain.is_empty()).then(|| plain.join("; "))
 }
 
 impl Head {
@@ -190,6 +203,29 @@ mod tests {
         ];
         for (text, status) in cases {
             assert_eq!(refused(&text), status, "{text:.60}");
+        }
+    }
+
+    #[test]
+    fn of_the_cookies_those_that_are_plain_go_on() {
+        let sent = |cookies: &[u8]| {
+            let bytes = [&b"GET / HTTP/1.1\r\nCookie: "[..], cookies, b"\r\n\r\n"].concat();
+            let Parsed::Whole(head) = parse(&bytes) else {
+                panic!("whole");
+            };
+            let text = String::from_utf8(head.rewritten("k-1")).expect("text");
+            let cookie = text.split("\r\n").find(|line| line.starts_with("cookie"));
+            cookie.map(str::to_owned)
+        };
+        for (cookies, expected) in [
+            (&b"a=1; b=2"[..], Some("cookie: a=1; b=2")),
+            (b"a=1; n=\xc3\xa9; b=2", Some("cookie: a=1; b=2")),
+            (b"n=\xe9; b=2", Some("cookie: b=2")),
+            (b"b=2; n=\xff\xfe", Some("cookie: b=2")),
+            (b"n=\t1;b=2", Some("cookie: b=2")),
+            (b"n=\xe9", None),
+        ] {
+            assert_eq!(sent(cookies).as_deref(), expected, "{cookies:?}");
         }
     }
 

@@ -176,6 +176,29 @@ fn the_sign_in_page_exchanges_the_token_for_a_cookie() {
     );
 }
 
+/// The header was dropped whole: one odd cookie of any program on the same host locked its user out.
+#[test]
+fn a_cookie_that_is_not_ascii_does_not_hide_the_session() {
+    let served = Served::with(local().token(TOKEN));
+    let answer = served.post("/api/session", &format!("{{\"token\":\"{TOKEN}\"}}"));
+    let cookie = answer.header("Set-Cookie").unwrap();
+    let pair = cookie.split(';').next().unwrap();
+    for cookies in [
+        format!("n=é; {pair}"),
+        format!("{pair}; n=é"),
+        format!("n=\t; {pair};"),
+    ] {
+        let headers = format!("Cookie: {cookies}\r\n");
+        let answer = served.send("GET", "/api/stats", &headers, "");
+        assert_eq!(answer.status, 200, "{cookies}");
+    }
+    for cookies in ["n=é".to_owned(), format!("é{pair}"), format!("{pair}é")] {
+        let headers = format!("Cookie: {cookies}\r\n");
+        let answer = served.send("GET", "/api/stats", &headers, "");
+        assert_eq!(answer.status, 401, "{cookies}");
+    }
+}
+
 #[test]
 fn every_answer_forbids_what_browsers_would_do_with_it() {
     let served = Served::new();
