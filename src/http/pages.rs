@@ -24,7 +24,7 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "y+9CLop2/pXth1NS8qYvA5mP13xw5PC2ZpR4uSU1t5c=",
+    "UmJmpN8P4avo97G6s8jwnV4lrh5fPAsBqw+Hi+vKv8c=",
     "IZSbmy5Vf5Ffsb0HtUKCp3josfAVetJkRNb7obhlffk="
 );
 const SIGN_IN_POLICY: &str = policy!(

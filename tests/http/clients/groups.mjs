@@ -107,4 +107,22 @@ await drive(async () => {
   await post("/api/jobs/" + (await first.textContent()).slice(1) + "/retry", { from: "failed" });
   await page.getByRole("heading", { name: "1 × export.daily" }).waitFor();
   say("rows stay while they are read");
+
+  // So do those of a list. One that is gone from it is marked, and those below what was looked at again are not.
+  await open("#/jobs?status=failed");
+  const rows = page.locator("[data-row]");
+  for (let n = 50; n < 250; n += 50) {
+    await rows.nth(n - 1).waitFor();
+    await page.getByRole("button", { name: "Show more" }).click();
+  }
+  await rows.nth(249).waitFor();
+  await rows.first().focus();
+  const second = await rows.nth(1).textContent();
+  await fetch(address + "/api/jobs/" + second.slice(1), { method: "DELETE", headers: { "Content-Type": "application/json" } });
+  await page.locator("tr", { hasText: second }).getByText("moved on").waitFor();
+  assert.deepEqual([await page.getByText("moved on").count(), await rows.count()], [1, 250]);
+  await rows.first().evaluate(row => { row.blur(); scrollTo(0, 0); });
+  await page.getByText("moved on").waitFor({ state: "detached" });
+  assert.ok(!(await rows.allTextContents()).includes(second));
+  say("rows of a list that are gone");
 });
