@@ -24,7 +24,7 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "UmJmpN8P4avo97G6s8jwnV4lrh5fPAsBqw+Hi+vKv8c=",
+    "v7O453P6OBMEwXOKB9e1k/4Fh99dBJCxfmRrbOqaobQ=",
     "IZSbmy5Vf5Ffsb0HtUKCp3josfAVetJkRNb7obhlffk="
 );
 const SIGN_IN_POLICY: &str = policy!(
