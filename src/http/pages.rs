@@ -24,7 +24,7 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "v7O453P6OBMEwXOKB9e1k/4Fh99dBJCxfmRrbOqaobQ=",
+    "u2UZ426IJXXnrKbAtBvRLe/QyM4lGuRMzlgdwOOfx6k=",
     "IZSbmy5Vf5Ffsb0HtUKCp3josfAVetJkRNb7obhlffk="
 );
 const SIGN_IN_POLICY: &str = policy!(

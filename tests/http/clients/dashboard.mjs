@@ -68,6 +68,7 @@ await drive(async () => {
   // What is open stays open while events come in.
   await open("#/jobs/" + slow);
   await badge("running");
+  assert.equal(await page.getByText("300 of 1000 rows").count(), 0, "what an earlier phase told is not this one's");
   await page.locator("summary", { hasText: "fetch" }).click();
   await page.getByText('"rows": 1000').waitFor();
   const ticking = () => page.locator("svg.timeline text").last().textContent();
