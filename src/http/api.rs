@@ -78,7 +78,15 @@ pub(super) fn parse_status(text: &str) -> Result<JobStatus, Answer> {
 }
 
 pub(super) fn job(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
-    call.only(&[])?;
+    call.only(&["payloads"])?;
+    let as_text = match call.param("payloads") {
+        None => false,
+        Some("text") => true,
+        Some(other) => {
+            let wrong = format!("payloads {other:?}: expected text");
+            return Err(problem(400, &wrong));
+        }
+    };
     let id = call.job_id()?;
     let look = || {
         let Some(job) = site.engine.reader.job(id)? else {
@@ -91,7 +99,12 @@ pub(super) fn job(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
         Ok((job, events, explained.hindrances, deliveries.deliveries))
     };
     let (job, events, hindrances, deliveries) = look().map_err(|error| failed(&error))?;
-    let mut shown = shown(site, &job);
+    let mut shown = object(&job);
+    if !site.shows_payloads {
+        withhold_payloads(&mut shown);
+    } else if as_text {
+        quote_payloads(&mut shown, &job);
+    }
     shown.insert("payloads_shown".to_owned(), json!(site.shows_payloads));
     shown.insert("hindrances".to_owned(), json!(hindrances));
     let progress = site.engine.bus.progress_of(id);
@@ -101,21 +114,30 @@ pub(super) fn job(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     Ok(Answer::json(&shown).into())
 }
 
-/// The job, without what is not to be shown.
-fn shown(site: &Site, job: &Job) -> Map<String, Value> {
-    let mut shown = object(job);
-    if !site.shows_payloads {
-        shown.remove("input");
-        let phases = shown.get_mut("phases").and_then(Value::as_array_mut);
-        for phase in phases
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_object_mut)
-        {
-            phase.remove("result");
-        }
+/// Takes out what is not to be shown.
+fn withhold_payloads(shown: &mut Map<String, Value>) {
+    shown.remove("input");
+    for phase in phases(shown) {
+        phase.remove("result");
     }
-    shown
+}
+
+/// The JSON of payloads as text, for readers that would round their numbers. Without line breaks: with them a deeply nested one
+/// would grow a hundredfold.
+fn quote_payloads(shown: &mut Map<String, Value>, job: &Job) {
+    shown.insert("input".to_owned(), json!(job.input.to_string()));
+    for (phase, record) in phases(shown).zip(&job.phases) {
+        let result = record.result.as_ref().map(Value::to_string);
+        phase.insert("result".to_owned(), json!(result));
+    }
+}
+
+fn phases(shown: &mut Map<String, Value>) -> impl Iterator<Item = &mut Map<String, Value>> {
+    let phases = shown.get_mut("phases").and_then(Value::as_array_mut);
+    phases
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
 }
 
 pub(super) fn cancel(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {

@@ -24,7 +24,7 @@ macro_rules! policy {
     };
 }
 const DASHBOARD_POLICY: &str = policy!(
-    "u2UZ426IJXXnrKbAtBvRLe/QyM4lGuRMzlgdwOOfx6k=",
+    "YFOoVbMZ/WdLKpAOm7cLXLMTV0qKTSvQXhxDMMRctzs=",
     "IZSbmy5Vf5Ffsb0HtUKCp3josfAVetJkRNb7obhlffk="
 );
 const SIGN_IN_POLICY: &str = policy!(

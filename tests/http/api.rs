@@ -54,6 +54,8 @@ fn a_job_is_shown_without_its_payloads_unless_they_are_to_be_shown() {
     let id = hidden.run(&secret);
     let answer = hidden.get(&format!("/api/jobs/{id}"));
     assert!(!answer.body.contains("hunter2"), "{}", answer.body);
+    let text = hidden.get(&format!("/api/jobs/{id}?payloads=text"));
+    assert!(!text.body.contains("hunter2"), "{}", text.body);
     let job = answer.json();
     assert_eq!(
         (&job["status"], &job["payloads_shown"]),
@@ -70,6 +72,25 @@ fn a_job_is_shown_without_its_payloads_unless_they_are_to_be_shown() {
     );
     assert_eq!(shown.get("/api/jobs/99").status, 404);
     assert_eq!(shown.get("/api/jobs/0").status, 400);
+}
+
+/// JavaScript reads these numbers as 9007199254740992 and 1.
+#[test]
+fn payloads_come_as_text_for_readers_that_would_round_them() {
+    let served = Served::with(local().show_payloads());
+    let input = json!({"big": 9_007_199_254_740_993_u64, "one": 1.0, "wait": false});
+    let id = served.run(&input);
+    let job = served.get(&format!("/api/jobs/{id}?payloads=text")).json();
+    let text = r#"{"big":9007199254740993,"one":1.0,"wait":false}"#;
+    assert_eq!(
+        (&job["input"], &job["phases"][1]["result"]),
+        (&json!(text), &json!(text))
+    );
+    let waits = served.jobs.enqueue(&json!({"wait": true})).unwrap();
+    let job = served
+        .get(&format!("/api/jobs/{waits}?payloads=text"))
+        .json();
+    assert_eq!(job["phases"][1]["result"], json!(null), "it has none yet");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn demo() -> JobType<Value, Value> {
         .phase(FETCH, move |cx| {
             cx.progress(0.3, "300 of 1000 rows");
             rest(cx, "fetch_ms")?;
-            Ok(json!({ "rows": 1000 }))
+            Ok(json!({ "rows": 1000, "checksum": u64::MAX }))
         })
         .phase(PARSE, move |cx| {
             rest(cx, "parse_ms")?;

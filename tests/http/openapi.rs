@@ -227,6 +227,8 @@ fn reads(walk: &mut Walk, served: &Served, failed: i64) {
         (200, "/api/jobs", 0, "?limit=1"),
         (400, "/api/jobs", 0, "?limit=0"),
         (200, "/api/jobs/{id}", failed, ""),
+        (200, "/api/jobs/{id}", failed, "?payloads=text"),
+        (400, "/api/jobs/{id}", failed, "?payloads=x"),
         (400, "/api/jobs/{id}", 0, ""),
         (404, "/api/jobs/{id}", 999, ""),
         (200, "/api/stats", 0, ""),

@@ -71,6 +71,7 @@ await drive(async () => {
   assert.equal(await page.getByText("300 of 1000 rows").count(), 0, "what an earlier phase told is not this one's");
   await page.locator("summary", { hasText: "fetch" }).click();
   await page.getByText('"rows": 1000').waitFor();
+  await page.getByText('"checksum": 18446744073709551615').waitFor();
   const ticking = () => page.locator("svg.timeline text").last().textContent();
   const before = await ticking();
   await page.waitForFunction(before => [...document.querySelectorAll("svg.timeline text")].pop().textContent !== before, before);
@@ -79,6 +80,33 @@ await drive(async () => {
   assert.ok(await page.getByText('"rows": 1000').isVisible(), "the result is still open");
   await picture("job");
   say("what is open stays open");
+
+  // Payloads are shown as they are: JavaScript would round the large number, and write 1.0 as 1.
+  const exact = await tell('enqueue {"big":9007199254740993,"deep":[{"x":null},[-1e-7,[],{}]],"one":1.0,"text":"a \\"b\\", [c]: {d}\\\\","fetch_ms":90000}');
+  await open("#/jobs/" + exact);
+  await page.getByText("300 of 1000 rows").waitFor();
+  await page.locator("summary", { hasText: "Input" }).click();
+  assert.equal(await page.locator("details[open] pre").last().textContent(), `{
+  "big": 9007199254740993,
+  "deep": [
+    {
+      "x": null
+    },
+    [
+      -1e-7,
+      [],
+      {}
+    ]
+  ],
+  "fetch_ms": 90000,
+  "one": 1.0,
+  "text": "a \\"b\\", [c]: {d}\\\\"
+}`);
+  await fetch(address + "/api/jobs/" + exact + "/cancel", { method: "POST", headers: { "Content-Type": "application/json" } });
+  await badge("cancelled");
+  await open("#/jobs/" + slow);
+  await badge("running");
+  say("payloads and progress");
 
   // Actions, confirmed by what the server says.
   await confirmed("Cancel", "Cancel job");
