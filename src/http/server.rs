@@ -13,7 +13,10 @@
 //! | panics in that thread when there is no second descriptor, and tells nobody | the gate looks for descriptors first; a request that nobody has received after 2 s brings a new server |
 //! | panics when it cannot have a thread, in whoever starts a server and in its own threads | the panic becomes an error; a dead server is replaced as above |
 //!
-//! Its port is on loopback and any local user can reach it: a request without the gate's key is dropped unanswered.
+//! Its port is on loopback and any local user can reach it: a request without the gate's key is dropped unanswered. Whoever only
+//! connects to it costs a thread and two descriptors, without the gate's limits. A unix socket in a private directory would keep
+//! other accounts out, and was turned down: it has no place to be for a queue in memory, its path is limited to some 100 bytes,
+//! what cleans temporary directories cuts the backend off, and tiny_http cannot be closed then; Windows needs the port anyway.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
