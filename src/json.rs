@@ -3,6 +3,30 @@
 //! serde's derive would do the same for five more crates in every build, among them a parser of Rust. The shapes are part of
 //! the wire contract, and tests in `job.rs` pin them.
 
+/// Why JSON could not be decoded, without what it held: it may be secret, and errors are stored, sent and shown. serde quotes what it
+/// did not expect.
+pub(crate) fn without_values(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let masked = [
+        "invalid type: ",
+        "invalid value: ",
+        "unknown variant ",
+        "unknown field ",
+    ]
+    .into_iter()
+    .find_map(|what| {
+        let (found, expected) = text.strip_prefix(what)?.rsplit_once(", expected ")?;
+        // "string" of `string "secret"`.
+        let kind = found.split(['`', '"']).next().unwrap_or_default();
+        let what = format!("{what}{kind}");
+        Some(format!(
+            "{}, expected {expected}",
+            what.trim_end_matches([' ', ':'])
+        ))
+    });
+    masked.unwrap_or(text)
+}
+
 /// Serialises a record as an object of the named fields, in this order; `?field` is left out when it is `None`, and
 /// `name = field` gives it another name.
 macro_rules! object {
@@ -72,3 +96,58 @@ macro_rules! number {
 }
 
 pub(crate) use {fields, name, number, object};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_not_fit_is_not_repeated() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code, reason = "it is only to be decoded")]
+        struct Card {
+            pin: u8,
+            kind: Kind,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        enum Kind {
+            Debit,
+        }
+        let told = |text| {
+            let error = serde_json::from_str::<Card>(text).expect_err(text);
+            let told = without_values(&error);
+            assert!(!told.contains("secret"), "{told}");
+            told
+        };
+        let at = |column| format!(" at line 1 column {column}");
+        let cases = [
+            (
+                r#"{"pin": "secret, expected `x`"}"#,
+                "invalid type: string, expected u8",
+                30,
+            ),
+            (
+                r#"{"pin": 1234}"#,
+                "invalid value: integer, expected u8",
+                12,
+            ),
+            (
+                r#"{"pin": 1, "kind": "secret"}"#,
+                "unknown variant, expected `Debit`",
+                27,
+            ),
+            (
+                r#"{"secret": 1}"#,
+                "unknown field, expected `pin` or `kind`",
+                9,
+            ),
+            (r#"{"pin": null}"#, "invalid type: null, expected u8", 12),
+            (r#"{"pin": 1}"#, "missing field `kind`", 10),
+            ("[1", "EOF while parsing a list", 2),
+        ];
+        for (text, says, column) in cases {
+            assert_eq!(told(text), format!("{says}{}", at(column)), "{text}");
+        }
+    }
+}

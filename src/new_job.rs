@@ -1,5 +1,6 @@
 //! A job to be enqueued, and what enqueueing answers. L0, pure.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ impl RunAt {
 ///     .unique_key("http://example.com/a", While::Live);
 /// # Ok::<(), stepwell::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NewJob {
     pub(crate) job_type: Arc<str>,
     pub(crate) input: String,
@@ -73,6 +74,22 @@ pub struct NewJob {
     pub(crate) deadline: Option<Duration>,
     pub(crate) unique: Option<UniqueKey>,
     pub(crate) endpoints: Vec<EndpointSpec>,
+}
+
+/// Without the input, which may be secret.
+impl fmt::Debug for NewJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewJob")
+            .field("job_type", &self.job_type)
+            .field("input_bytes", &self.input.len())
+            .field("phases", &self.phases)
+            .field("priority", &self.priority)
+            .field("run_at", &self.run_at)
+            .field("deadline", &self.deadline)
+            .field("unique", &self.unique)
+            .field("endpoints", &self.endpoints)
+            .finish()
+    }
 }
 
 impl NewJob {

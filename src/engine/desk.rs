@@ -146,10 +146,13 @@ impl Engine {
         };
         let is_shutdown = task.flag.reason() == Some(StopReason::Shutdown);
         let input = match &refused.answer {
-            Answer::Snooze(delay) => Input::Snooze {
-                epoch,
-                until: self.now().after(*delay),
-            },
+            Answer::Snooze(delay) => {
+                let until = self.now().after(*delay);
+                if row.deadline.is_some_and(|deadline| until >= deadline) {
+                    return self.too_late(task);
+                }
+                Input::Snooze { epoch, until }
+            }
             Answer::Cancel => Input::HandlerCancelled { epoch },
             Answer::Fail => Input::PhaseFailed {
                 epoch,
@@ -188,6 +191,24 @@ impl Engine {
             error,
             started_at: entered.now,
             ..Settle::void(row, input)
+        }
+    }
+
+    /// A handler has put its phase off until after the deadline of its job.
+    fn too_late(&self, task: &Task) -> Settle {
+        let input = Input::PhaseFailed {
+            epoch: task.row.epoch,
+            verdict: Verdict::Fail,
+        };
+        let error = Fault {
+            cause: ErrorCause::Deadline,
+            message: "the handler put the phase off until after the deadline".to_owned(),
+            backtrace: None,
+        };
+        Settle {
+            error: Some(error),
+            started_at: task.entered.now,
+            ..Settle::void(&task.row, input)
         }
     }
 

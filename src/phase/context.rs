@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::Result;
 use crate::job::{Interruption, JobError, JobId, PhaseName};
+use crate::json;
 use crate::phase::stop::{StopFlag, StopReason};
 use crate::phase::{self, Phase, PhaseError};
 use crate::time::{Clock, Timestamp};
@@ -211,9 +212,10 @@ impl<I> PhaseContext<I> {
         }
     }
 
-    /// Tells listeners how far this phase is: a fraction from 0 to 1 and a message. Best effort: not stored, and only the
+    /// Tells listeners how far this phase is: a fraction from 0 to 1 (what is no number is 0) and a message. Best effort: not stored, and only the
     /// newest of a job is passed on. Cheap enough to call often.
     pub fn progress(&self, fraction: f64, message: &str) {
+        let fraction = if fraction.is_nan() { 0.0 } else { fraction };
         self.attempt
             .services
             .progress(&self.attempt, fraction.clamp(0.0, 1.0), message);
@@ -237,7 +239,10 @@ impl<I> PhaseContext<I> {
     /// When it does not decode as `T`, or the store fails.
     pub fn saved<T: DeserializeOwned>(&self) -> std::result::Result<Option<T>, PhaseError> {
         match self.attempt.services.saved(&self.attempt)? {
-            Some(json) => Ok(Some(serde_json::from_str(&json)?)),
+            Some(json) => serde_json::from_str(&json).map(Some).map_err(|error| {
+                let why = json::without_values(&error);
+                PhaseError::retry(format!("what was saved cannot be decoded: {why}"))
+            }),
             None => Ok(None),
         }
     }

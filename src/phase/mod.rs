@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result, panic_text};
 use crate::job::{ErrorCause, PhaseName};
+use crate::json;
 use crate::phase::context::{Attempt, PhaseContext};
 use crate::phase::registry::Phases;
 use crate::retry::RetryPolicy;
@@ -230,7 +231,8 @@ impl PhaseError {
         PhaseError::new(Answer::RetryAfter(delay), message).traced()
     }
 
-    /// Not now: run this phase again after `delay`. No try is charged and no error recorded.
+    /// Not now: run this phase again after `delay`. No try is charged and no error recorded. If that is after the job's deadline the
+    /// job fails at once.
     #[must_use]
     pub fn snooze(delay: Duration) -> PhaseError {
         PhaseError::new(Answer::Snooze(delay), "snoozed")
@@ -345,7 +347,8 @@ impl<I: DeserializeOwned + 'static> JobType<I> {
             // Decoding and dropping the input is the user's code too.
             let planned = catch_unwind(AssertUnwindSafe(|| {
                 let input: I = serde_json::from_str(json).map_err(|error| {
-                    invalid("its input cannot be decoded".to_owned()).with_source(error)
+                    let why = json::without_values(&error);
+                    invalid(format!("its input cannot be decoded: {why}"))
                 })?;
                 plan(&input).map_err(invalid)
             }));
@@ -455,7 +458,8 @@ fn erase<I: DeserializeOwned + 'static, T: Serialize>(
 ) -> Handler {
     Arc::new(move |attempt, input| {
         let input: I = serde_json::from_str(input).map_err(|error| {
-            PhaseError::fail(format!("the input cannot be decoded: {error}"))
+            let why = json::without_values(&error);
+            PhaseError::fail(format!("the input cannot be decoded: {why}"))
                 .with_cause(ErrorCause::Decode)
         })?;
         let result = handler(&PhaseContext::new(input, attempt))?;
@@ -480,7 +484,10 @@ pub(crate) fn decode<T: DeserializeOwned>(
     serde_json::from_str(json).map_err(|error| {
         PhaseError::rewind(
             phase,
-            format!("the result of phase {phase:?} cannot be decoded: {error}"),
+            format!(
+                "the result of phase {phase:?} cannot be decoded: {}",
+                json::without_values(&error)
+            ),
         )
     })
 }

@@ -78,6 +78,13 @@ impl TypeDef {
         };
         let plan: Plan = specs.iter().map(|spec| spec.name.clone()).collect();
         config::check_plan(&self.name, &plan)?;
+        if self.is_planned() {
+            let own = specs.iter().filter_map(|spec| spec.retry.as_ref());
+            for policy in own.chain([&retry]) {
+                let checked = policy.validate(&format!("job type {:?}", self.name));
+                checked.map_err(|error| Error::new(ErrorKind::InvalidJob, error.to_string()))?;
+            }
+        }
         Ok(Resolved {
             plan,
             specs: specs.into(),

@@ -51,7 +51,7 @@ impl Endpoint {
         self
     }
 
-    /// The key that signs.
+    /// The key that signs, and no other: it takes the place of all that were named before.
     #[must_use]
     pub fn secret(mut self, secret: Secret) -> Endpoint {
         self.0.secrets = vec![secret.reveal()];
@@ -100,11 +100,7 @@ pub(super) fn is_https(url: &str) -> bool {
 
 /// Whether something can be sent to a URL. The error does not repeat its query, nor a password in it.
 pub(super) fn check(url: &str) -> Result<Uri> {
-    let shown = shown_url(url);
-    let shown = match shown.rsplit_once('@') {
-        Some((_, rest)) => format!("...@{rest}"),
-        None => shown.chars().take(200).collect(),
-    };
+    let shown = shown_for_error(url);
     let refuse = |problem: &str| {
         let problem = format!("webhook URL {shown:?}: {problem}");
         Err(Error::new(ErrorKind::InvalidConfig, problem))
@@ -130,7 +126,38 @@ pub(super) fn check(url: &str) -> Result<Uri> {
     if uri.host().is_none_or(str::is_empty) {
         return refuse("it has no host");
     }
+    if !port_of(&uri).is_empty() && uri.port_u16().is_none() {
+        return refuse("its port is none");
+    }
     Ok(uri)
+}
+
+/// What stands behind the host; nothing also for an empty port, which is the scheme's.
+fn port_of(uri: &Uri) -> &str {
+    let (host, authority) = (uri.host(), uri.authority());
+    let port = authority.and_then(|it| it.as_str().strip_prefix(host.unwrap_or_default()));
+    port.unwrap_or_default().trim_start_matches(':')
+}
+
+/// Without the query, and without what may be a name or a password before the host.
+fn shown_for_error(url: &str) -> String {
+    let shown = shown_url(url);
+    if let Some((_, rest)) = shown.rsplit_once('@') {
+        return format!("...@{rest}");
+    }
+    let start = shown.find("://").map_or(0, |at| at + 3);
+    let end = shown[start..]
+        .find('/')
+        .map_or(shown.len(), |at| start + at);
+    // `https://name:password?x@host` has no host before its query.
+    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let (scheme, authority) = (&shown[..start], &shown[start..end]);
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !host.contains(']') && !is_port(port) => {
+            format!("{scheme}{host}:...")
+        }
+        _ => shown.chars().take(200).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +176,11 @@ mod tests {
                 "\"...@a.example/\": it names a user",
             ),
             ("https://", "it is not a URL"),
+            (
+                "https://billing:pass?x@pay.example/",
+                "\"https://billing:...\": its port is none",
+            ),
+            ("http://a.example:80800/x", "its port is none"),
             (
                 "http://a.example/ b?key=1",
                 "\"http://a.example/ b\": it is not a URL",
@@ -170,6 +202,8 @@ mod tests {
             "http://a.example",
             "https://a.example:8443/x?y=z",
             "http://[::1]:80/",
+            "http://[::1]/",
+            "http://a.example:/x",
             "HTTPS://A.example/",
         ] {
             assert!(Endpoint::new(good).is_ok(), "{good}");

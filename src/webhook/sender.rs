@@ -15,6 +15,8 @@ use crate::webhook::secret::Secret;
 use crate::webhook::signature::sign;
 use crate::webhook::target::with_query;
 
+/// For the body of an answer, whose status has decided already: a receiver that leaves it open must not hold a thread.
+const BODY_TIME: Duration = Duration::from_secs(1);
 /// What is read of an answer, and what is kept of it.
 const ANSWER_READ_MAX: u64 = 64 * 1024;
 pub(super) const ANSWER_KEPT: usize = 2048;
@@ -95,6 +97,7 @@ impl Sender {
             .user_agent(concat!("stepwell/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(timeouts.resolve))
             .timeout_connect(Some(timeouts.connect))
+            .timeout_recv_body(Some(BODY_TIME))
             .timeout_global(Some(timeouts.total))
             .build();
         Sender {

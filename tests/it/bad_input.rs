@@ -10,7 +10,7 @@ use stepwell::{
     While,
 };
 
-use crate::support::{Harness, ONE, TWO, assert_refused, assert_sound};
+use crate::support::{Harness, ONE, TWO, assert_refused, assert_sound, at_once};
 
 fn plain(name: &str) -> JobType<Value, Value> {
     JobType::<Value>::new(name).phase(ONE, |cx| Ok(cx.input().clone()))
@@ -233,6 +233,28 @@ fn phases_of_a_single_job_are_checked_like_those_of_a_type() {
         ),
     ] {
         assert_refused(with(names), ErrorKind::InvalidJob, says);
+    }
+}
+
+/// The bug: only the policies of types were looked at.
+#[test]
+fn a_plan_with_a_policy_that_makes_no_sense_refuses_the_job() {
+    let harness = Harness::new();
+    let (_queue, jobs): (JobQueue, JobHandle<u32, ()>) = harness.open(JobType::planned(
+        "planned",
+        |which: &u32| {
+            let (never, wild) = (at_once(0), RetryPolicy::default().jitter(3.0));
+            let phase = PhaseSpec::new("a");
+            Ok(match which {
+                0 => JobPlan::new([phase.retry(never)]),
+                _ => JobPlan::new([phase]).retry(wild),
+            })
+        },
+        |_| Ok(()),
+    ));
+    for (input, says) in [(0, "max_attempts is 0"), (1, "jitter is 3")] {
+        let says = format!("job type \"planned\": retry policy: {says}");
+        assert_refused(jobs.enqueue(&input), ErrorKind::InvalidJob, &says);
     }
 }
 

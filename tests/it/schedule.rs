@@ -206,6 +206,21 @@ fn a_snooze_is_no_try_and_no_error() {
     assert_sound(&scene.queue);
 }
 
+/// The bug: it was failed when the snooze was over, and whoever waited for it waited as long.
+#[test]
+fn a_snooze_past_the_deadline_fails_at_once() {
+    let job_type = JobType::<Value>::new("snooze")
+        .deadline(60 * S)
+        .phase(ONE, |_| -> Result<Value, _> {
+            Err(PhaseError::snooze(3600 * S))
+        });
+    let scene = Scene::new(job_type);
+    let id = scene.enqueue(|job| job);
+    let job = scene.wait_for(id, JobStatus::Failed);
+    assert_eq!((job.attempt, job.errors[0].kind), (1, ErrorCause::Deadline));
+    assert_sound(&scene.queue);
+}
+
 #[test]
 fn a_phase_that_takes_too_long_is_a_failed_try_and_its_handler_is_told() {
     const TIMED: Phase<Value> = Phase::new("one").timeout(Duration::from_secs(5));

@@ -30,6 +30,10 @@ impl Model {
             Answer::Fail(message) => self.failed(id, ("error", message), None, true),
             Answer::Snooze(delay) => {
                 let run_at = self.now + i64::try_from(delay.as_millis()).expect("it fits");
+                if self.jobs[&id].deadline.is_some_and(|at| run_at >= at) {
+                    let message = "the handler put the phase off until after the deadline";
+                    return self.failed(id, ("deadline", message), None, true);
+                }
                 let attempt = self.uncharge(id, run_at);
                 self.tell(
                     id,

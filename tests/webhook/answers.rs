@@ -104,6 +104,21 @@ fn a_body_that_drips_or_never_ends_is_left_alone() {
 }
 
 /// A head without end is worse than a body: it was to be kept whole.
+/// The bug: for as long as the receiver left it open, up to the whole time of a try, with the thread that would have sent to others.
+#[test]
+fn a_body_that_stays_open_holds_nobody() {
+    let bench = Bench::new();
+    let second = Duration::from_secs(1);
+    let patient = quick().timeouts(second, second, 40 * second);
+    let endpoint = bench.endpoint("/drip").events([EventKind::Completed]);
+    let (queue, _) = bench.open(patient.endpoint("audit", endpoint));
+    queue.enqueue("import", &1).unwrap();
+    let delivery = wait_over(&queue, 1).remove(0);
+    assert_eq!(delivery.status, DeliveryStatus::Delivered);
+    let record = queue.delivery(delivery.id).unwrap().unwrap();
+    assert!(record.log[0].took_ms < 20_000, "{:?}", record.log[0]);
+}
+
 #[test]
 fn a_head_that_never_ends_is_no_answer() {
     let (delivery, _, bench) = fate("/flooding-head");
