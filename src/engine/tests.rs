@@ -170,6 +170,7 @@ fn the_outlet_is_told_what_cannot_be_recorded() {
     let id = DeliveryId::from_i64(5);
     let attempted = Attempted {
         id,
+        due: None,
         at: engine.clock.now(),
         took_ms: 1,
         status: Some(200),

@@ -211,6 +211,7 @@ impl World {
         for row in rows {
             self.engine.committer.post(Op::Attempted(Attempted {
                 id: row.id,
+                due: row.next_at,
                 at: self.clock.now(),
                 took_ms: 1,
                 status: Some(200),

@@ -78,6 +78,8 @@ pub(crate) enum Which {
 #[derive(Clone, Debug)]
 pub(crate) struct Attempted {
     pub(crate) id: DeliveryId,
+    /// When it was due, as it was taken: a later time says that it was sent again by hand since.
+    pub(crate) due: Option<Timestamp>,
     pub(crate) at: Timestamp,
     pub(crate) took_ms: u64,
     pub(crate) status: Option<u16>,

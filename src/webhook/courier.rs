@@ -257,6 +257,7 @@ impl Courier {
         self.tell(|inbox| inbox.ended.push((id, ending)));
         (self.office.post)(Attempted {
             id,
+            due: delivery.next_at,
             at,
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             status,
@@ -277,6 +278,7 @@ impl Courier {
         self.tell(|inbox| inbox.ended.push((id, Ending::Cut)));
         (self.office.post)(Attempted {
             id,
+            due: task.delivery.next_at,
             at: self.office.clock.now(),
             took_ms: 0,
             status: None,

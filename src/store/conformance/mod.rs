@@ -15,6 +15,7 @@ mod recover;
 mod replan;
 mod replay;
 mod request;
+mod resend;
 mod run;
 mod settle;
 
@@ -67,6 +68,7 @@ cases! {
     endpoint::what_is_gone_is_the_place_where_it_was,
     outbox::the_endpoint_of_a_job_that_was_never_told_anything_goes_with_it,
     outbox::a_delivery_is_sent_again_from_its_first_try_on,
+    resend::a_try_from_before_takes_nothing_back,
     outbox::only_the_newest_tries_are_kept,
     outbox::deliveries_go_by_age_and_what_is_pending_stays,
     outbox::a_failed_try_is_told_and_is_no_end,

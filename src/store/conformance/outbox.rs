@@ -77,6 +77,7 @@ impl Bench {
         let is_delivered = verdict == Verdict::Delivered;
         let attempted = Attempted {
             id: row.id,
+            due: row.next_at,
             at: self.now,
             took_ms: 5,
             status: Some(if is_delivered { 200 } else { 500 }),

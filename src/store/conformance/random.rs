@@ -365,8 +365,13 @@ fn attempted(rng: &mut Rng, bench: &Bench) -> Attempted {
         7 => Outcome::Unwanted,
         _ => Outcome::Gone,
     };
+    let id = random_delivery(rng, bench);
+    let row = bench.reader.find_delivery(id).expect("readable");
     Attempted {
-        id: random_delivery(rng, bench),
+        id,
+        due: row
+            .and_then(|(row, _)| row.next_at)
+            .filter(|_| !rng.one_in(5)),
         at: bench.now,
         took_ms: rng.below(100),
         status: rng.one_in(2).then_some(500),

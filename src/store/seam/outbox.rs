@@ -164,7 +164,14 @@ impl Commit<'_> {
             }
         }
         self.writes += 1;
+        let is_sent_again = before.next_at.is_some() && before.next_at != attempted.due;
+        let tries = before.tries;
         let mut after = self.tried(before, attempted)?;
+        if is_sent_again && matches!(attempted.verdict, Verdict::RetryAt(_) | Verdict::GiveUp) {
+            // It was the last of the tries before: those that were asked for begin now.
+            let again = DeliveryRow { tries, ..after };
+            return self.rows.update_delivery(&again).map(|()| Done::Nothing);
+        }
         if let Verdict::RetryAt(at) = attempted.verdict {
             // Without a time it is not the first of its line any more: an earlier one is sent again by hand.
             after.next_at = after.next_at.map(|_| at);
