@@ -19,6 +19,7 @@ use crate::phase::TypeDef;
 use crate::requests::{self, JobPage, ListFilter, Requests};
 use crate::store::ops::{ClaimRequest, Op};
 use crate::store::sqlite::{self, SqliteStore};
+use crate::store::view::newest_at;
 use crate::store::{Done, Failure, Reader, Store, seam};
 use crate::sync::Mutex;
 use crate::time::{Clock, Timestamp};
@@ -59,12 +60,15 @@ impl Client {
     pub fn open_with(path: impl AsRef<Path>, durability: Durability) -> Result<Client> {
         let path = sqlite::canonical(path.as_ref())?;
         let store = SqliteStore::open(&path, durability)?;
-        let reader = store.reader();
+        let (reader, clock) = (store.reader(), Clock::system());
+        if let Some(at) = newest_at(&*reader) {
+            clock.go_on_from(at);
+        }
         Ok(Client {
             path,
             store: Mutex::new(store),
             reader,
-            clock: Clock::system(),
+            clock,
             limits: Limits::default(),
         })
     }

@@ -205,6 +205,27 @@ impl Clock {
         }
     }
 
+    /// What this clock is used for has got to `at` already: it goes on from there if it shows less. A board without a battery begins in
+    /// 1970 each time, and what waits in its file for a time of last week must not wait for a network that tells the date. A
+    /// clock that was set is believed when `at` is far ahead of it: then that was wrong.
+    pub(crate) fn go_on_from(&self, at: Timestamp) {
+        match &*self.0 {
+            Source::System(anchor) => {
+                let mut anchor = anchor.lock();
+                if at > anchor.now && is_credible(at, anchor.now) {
+                    (anchor.now, anchor.at) = (at, monotonic());
+                }
+            }
+            Source::Fake(fake) => {
+                let mut guard = fake.0.lock();
+                if at > guard.now && is_credible(at, guard.now) {
+                    guard.now = at;
+                    wake(guard, &fake.0);
+                }
+            }
+        }
+    }
+
     /// The present time on both clocks.
     pub(crate) fn moment(&self) -> Moment {
         match &*self.0 {
@@ -264,6 +285,14 @@ fn whole_ms(duration: Duration) -> Duration {
     Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// A clock that shows less was never set (2020-01-01).
+pub(crate) const CLOCK_WAS_SET: Timestamp = Timestamp::from_millis(1_577_836_800_000);
+const AHEAD_MAX: Duration = Duration::from_secs(366 * 86_400);
+
+fn is_credible(at: Timestamp, now: Timestamp) -> bool {
+    now < CLOCK_WAS_SET || at <= now.after(AHEAD_MAX)
+}
+
 fn steady(anchor: &mut Anchor, wall_ms: i64, at: Instant) -> Timestamp {
     // A backward step, or two threads that read the clocks in a different order than they got the lock.
     let elapsed = at.saturating_duration_since(anchor.at);
@@ -286,7 +315,7 @@ fn steady(anchor: &mut Anchor, wall_ms: i64, at: Instant) -> Timestamp {
 /// A clock that stands still until a test moves it.
 ///
 /// Like the real one as the queue sees it, it never shows an earlier time than before: [`FakeClock::step_back`] moves the
-/// wall behind it, and the queue goes on steadily.
+/// wall behind it, and the queue goes on steadily. A file that is opened with it and is ahead moves it forward.
 #[derive(Clone)]
 pub struct FakeClock(Arc<Mutex<Fake>>);
 
@@ -464,6 +493,27 @@ mod tests {
             steady(&mut anchor, 5, start + look * Duration::from_micros(1900));
         }
         assert_eq!(anchor.now, Timestamp(1_001_900));
+    }
+
+    #[test]
+    fn a_clock_goes_on_from_where_the_file_is() {
+        let year = Duration::from_secs(365 * 86_400);
+        let set = CLOCK_WAS_SET.after(year);
+        for (now, at, expected) in [
+            (Timestamp(5), set, set),
+            (set, set.after(year), set.after(year)),
+            (set, Timestamp(5), set),
+            // Somebody had set the clock to 2090.
+            (set, set.after(70 * year), set),
+        ] {
+            let fake = FakeClock::new(now);
+            Clock::fake(fake.clone()).go_on_from(at);
+            assert_eq!(fake.now(), expected, "{now} {at}");
+        }
+        let clock = Clock::system();
+        let ahead = Timestamp::now().after(year);
+        clock.go_on_from(ahead);
+        assert!(clock.now() >= ahead && clock.now() < ahead.after(year));
     }
 
     #[test]

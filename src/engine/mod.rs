@@ -35,6 +35,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::ops::{Claimable, Claimed, Op, PlannedJob, Recover};
 use crate::store::outbox::Mail;
 use crate::store::sqlite::{self, SqliteStore};
+use crate::store::view::newest_at;
 use crate::store::{Done, Reader, Store};
 use crate::sync::{self, JoinHandle, Mutex, Sender, spawn, unbounded};
 use crate::time::{Clock, Timestamp};
@@ -111,18 +112,27 @@ impl Engine {
         open_outlet: Option<OpenOutlet>,
     ) -> Result<Arc<Engine>> {
         config.validate()?;
-        let now = clock.now();
+        let began = clock.now();
         let (store, owner, predecessor, wake): (Box<dyn Store>, _, _, _) = match &config.location {
             Location::Memory => (Box::new(MemoryStore::new()), None, None, None),
             Location::File(path) => {
                 let path = sqlite::canonical(path)?;
-                let (owner, predecessor) = Owner::acquire(&path, now)?;
+                let (owner, predecessor) = Owner::acquire(&path, began)?;
                 let store = SqliteStore::open(&path, config.durability)?;
                 let wake = WakeListener::bind(&path)?;
                 (Box::new(store), Some(owner), Some(predecessor), wake)
             }
         };
         let reader = store.reader();
+        if let Some(at) = newest_at(&*reader) {
+            clock.go_on_from(at);
+        }
+        let now = clock.now();
+        if now.since(began) > Duration::from_secs(1) {
+            log::warn!(
+                "the system's clock is behind what is in the file: the queue goes on from {now}"
+            );
+        }
         let committer = Committer::new(store, clock.clone());
         let (ready, offered) = unbounded();
         let window = Window::new(config.workers, config.in_flight());

@@ -9,9 +9,16 @@ use crate::job::{
     ErrorCause, Interruption, InterruptionReason, Job, JobError, JobStatus, JobSummary,
     PhaseRecord, PhaseStatus,
 };
-use crate::store::{ErrorRow, PhaseDone};
+use crate::store::{ErrorRow, PhaseDone, Reader};
 use crate::time::Timestamp;
 use crate::transition::{Flags, JobRow};
+
+/// When the newest event happened; nothing of an empty log, or of one that cannot be read, which others will tell.
+pub(crate) fn newest_at(reader: &dyn Reader) -> Option<Timestamp> {
+    let head = reader.head().ok()?;
+    let newest = reader.changes_after(head.seq - 1, 1).ok()?;
+    newest.last().map(|change| change.at)
+}
 
 /// What lists show of a job.
 pub(crate) fn summary(row: &JobRow, job_type: Arc<str>) -> JobSummary {

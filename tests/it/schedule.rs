@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
+use stepwell::testing::FakeClock;
 use stepwell::{
     ErrorCause, EventKind, Hindrance, JobHandle, JobId, JobQueue, JobStatus, JobType, NewJob,
     Phase, PhaseError, RetryPolicy, StopReason, Timestamp,
@@ -415,5 +416,33 @@ fn of_jobs_that_are_enqueued_together_the_most_important_starts_first() {
         assert_eq!(order, [jobs[1].id, jobs[2].id, jobs[0].id]);
         seen = events.last().unwrap().seq;
     }
+    assert_sound(&queue);
+}
+
+/// The bug: what waited for another try waited until the clock had come there: for ever, on a board without a battery and a network.
+#[test]
+fn what_waits_is_tried_again_after_a_restart_with_a_clock_that_was_never_set() {
+    let harness = Harness::with_fake_clock();
+    let job_type = || {
+        JobType::<Value>::new("flaky")
+            .retry(RetryPolicy::fixed(30 * S))
+            .phase(ONE, |cx| match cx.attempt() {
+                1 => Err(PhaseError::retry("not yet")),
+                _ => Ok(Value::Null),
+            })
+    };
+    let (queue, jobs) = harness.open(job_type());
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    harness.wait_event(&queue, id, EventKind::Retrying);
+    queue.shutdown(harness.left()).unwrap();
+    drop((queue, jobs));
+    let clock = FakeClock::new(Timestamp::from_millis(5));
+    let mut builder = harness.builder().clock(&clock);
+    builder.register(job_type());
+    let queue = builder.open().unwrap();
+    assert!(clock.now() >= START, "{clock:?}");
+    clock.advance(30 * S);
+    let job = harness.wait_for(&queue, id, JobStatus::Completed);
+    assert_eq!(job.attempt, 2);
     assert_sound(&queue);
 }

@@ -471,7 +471,7 @@ impl<'a> Drive<'a> {
         results.retain(|id, _| self.first_event_of(*id) == Some(EventKind::PhaseCompleted));
         let interrupted = self.model.shut_down(&results).into_iter().collect();
         same("handlers that were told to stop", told, interrupted)?;
-        self.begin(leap);
+        self.begin();
         Ok(())
     }
 
@@ -503,9 +503,9 @@ impl<'a> Drive<'a> {
         self.stage.clear();
         self.queue.shutdown(Duration::ZERO).ok();
         self.reopen(&mut Rng(seed), leap)?;
-        self.model.now += leap;
+        self.model.now = self.clock.now().as_millis();
         self.model.crash();
-        self.begin(0);
+        self.begin();
         Ok(())
     }
 
@@ -542,10 +542,11 @@ impl<'a> Drive<'a> {
         events.next().map(|event| event.kind)
     }
 
-    fn begin(&mut self, leap: i64) {
+    fn begin(&mut self) {
         // What the old process wrote, it wrote by the old clock.
         self.deliver();
-        self.model.now += leap;
+        // Where the file was, if the clock is behind that.
+        self.model.now = self.clock.now().as_millis();
         self.touched.extend(self.model.jobs.keys());
     }
 
