@@ -69,11 +69,7 @@ impl Pruner {
         at: Instant,
     ) -> Option<Prune> {
         let is_old = self.next.is_some_and(|next| next <= now);
-        // Counts that nothing can be done about must not be tried at again and again.
-        let is_in_vain = self.was_in_vain && self.tried == *counts;
-        let has_too_many = !is_in_vain && self.has_too_many(counts);
-        let has_too_many = has_too_many || self.has_too_many_events(head_seq);
-        if !self.is_under_way && !is_old && !has_too_many {
+        if !is_old && !self.has_work((head_seq, counts)) {
             return None;
         }
         let has_time = self
@@ -112,8 +108,8 @@ impl Pruner {
     }
 
     /// A job or event will be too old then, or a count is over its limit now. Who sleeps until then gets a step, idle or not.
-    pub(crate) fn deadline(&self) -> Option<Timestamp> {
-        let next = if self.is_under_way {
+    pub(crate) fn deadline(&self, stands: (Seq, &[i64; 5])) -> Option<Timestamp> {
+        let next = if self.has_work(stands) {
             Some(self.rests_until)
         } else {
             self.next
@@ -147,6 +143,15 @@ impl Pruner {
     fn look_after(&mut self, age: Option<Duration>, now: Timestamp) {
         let next = age.map(|age| now.after(age.max(AGE_LOOK_MIN)));
         self.next = [self.next, next].into_iter().flatten().min();
+    }
+
+    /// Whether something is to be deleted, whatever its age.
+    fn has_work(&self, (head_seq, counts): (Seq, &[i64; 5])) -> bool {
+        // Counts that nothing can be done about must not be tried at again and again.
+        let is_in_vain = self.was_in_vain && self.tried == *counts;
+        self.is_under_way
+            || !is_in_vain && self.has_too_many(counts)
+            || self.has_too_many_events(head_seq)
     }
 
     fn has_too_many(&self, counts: &[i64; 5]) -> bool {
@@ -260,7 +265,7 @@ mod tests {
         );
         pruner.failed(at(0));
         let rest = at(0).after(FAILURE_REST);
-        assert_eq!(pruner.deadline(), Some(rest));
+        assert_eq!(pruner.deadline((0, &[0; 5])), Some(rest));
         assert!(
             pruner
                 .step((0, &[0; 5]), true, at(1), monotonic())
@@ -284,7 +289,7 @@ mod tests {
         };
         pruner.done(&pruned, 5 * ms, at(0), start);
         let wait = pruner
-            .deadline()
+            .deadline((0, &[0; 5]))
             .map(|at| at.since(Timestamp::from_millis(0)));
         let wait = wait.expect("there is more to do");
         assert!(wait >= 50 * ms, "{wait:?}");
@@ -300,11 +305,19 @@ mod tests {
         let retention = Retention::forever().failed(Keep::for_age(Duration::from_secs(60)));
         let mut pruner = Pruner::new(retention, at(0));
         pruner.done(&Pruned::default(), Duration::ZERO, at(0), monotonic());
-        assert_eq!(pruner.deadline(), None, "nothing is there to grow old");
+        assert_eq!(
+            pruner.deadline((0, &[0; 5])),
+            None,
+            "nothing is there to grow old"
+        );
         pruner.job_ended(at(500));
-        assert_eq!(pruner.deadline(), Some(at(60_500)));
+        assert_eq!(pruner.deadline((0, &[0; 5])), Some(at(60_500)));
         pruner.job_ended(at(700));
-        assert_eq!(pruner.deadline(), Some(at(60_500)), "the older one");
+        assert_eq!(
+            pruner.deadline((0, &[0; 5])),
+            Some(at(60_500)),
+            "the older one"
+        );
     }
 
     /// What was known to be due in 10 hours hid what came later and was due in one.
@@ -321,7 +334,7 @@ mod tests {
         };
         pruner.done(&pruned, Duration::ZERO, at(0), monotonic());
         pruner.job_ended(at(500));
-        assert_eq!(pruner.deadline(), Some(at(500).after(hour)));
+        assert_eq!(pruner.deadline((0, &[0; 5])), Some(at(500).after(hour)));
     }
 
     /// A rule for events alone was looked at when the queue was opened, and never again.
@@ -343,9 +356,9 @@ mod tests {
         assert!(!step(&mut pruner, 116, at(1)));
         assert!(step(&mut pruner, 117, at(1)));
         pruner.job_ended(at(500));
-        assert_eq!(pruner.deadline(), None, "no rule for jobs");
+        assert_eq!(pruner.deadline((0, &[0; 5])), None, "no rule for jobs");
         pruner.logged(at(500));
-        assert_eq!(pruner.deadline(), Some(at(500).after(day)));
+        assert_eq!(pruner.deadline((0, &[0; 5])), Some(at(500).after(day)));
     }
 
     /// Nobody looked for them before the next start, or before a job was old.
@@ -361,8 +374,8 @@ mod tests {
         pruner.done(&Pruned::default(), Duration::ZERO, at(0), monotonic());
         pruner.job_ended(at(500));
         pruner.logged(at(500));
-        assert_eq!(pruner.deadline(), None, "no rule for those");
+        assert_eq!(pruner.deadline((0, &[0; 5])), None, "no rule for those");
         pruner.delivery_ended(at(500));
-        assert_eq!(pruner.deadline(), Some(at(500).after(day)));
+        assert_eq!(pruner.deadline((0, &[0; 5])), Some(at(500).after(day)));
     }
 }

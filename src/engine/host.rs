@@ -192,7 +192,7 @@ impl Host for Engine {
         let exact = [alarm, next_due].into_iter().flatten().min();
         Deadline {
             exact,
-            lazy: state.pruner.deadline(),
+            lazy: state.pruner.deadline((state.head_seq, &state.counts)),
         }
     }
 

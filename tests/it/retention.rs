@@ -124,6 +124,27 @@ fn too_many_are_cut_back_once_there_are_a_tenth_more_than_allowed() {
     assert_sound(&queue);
 }
 
+/// The bug: nobody looked unless a worker had ended a job. What callers end in their own commits grew for an hour.
+#[test]
+fn too_many_that_callers_have_cancelled_are_cut_back_too() {
+    let harness = Harness::with_fake_clock();
+    let retention = Retention::forever().cancelled(Keep::newest(20));
+    let (queue, jobs, _) = open(&harness, retention);
+    queue.pause().unwrap();
+    let inputs = vec![Value::Null; 23];
+    let ids = jobs.enqueue_many(&inputs).unwrap();
+    for id in &ids {
+        if id == ids.last().unwrap() {
+            // Whoever is still busy with what was before goes to sleep.
+            std::thread::park_timeout(50 * MS);
+        }
+        assert_eq!(queue.cancel(*id).unwrap(), CancelOutcome::Cancelled);
+    }
+    harness.wait_event(&queue, ids[2], EventKind::Deleted);
+    assert_eq!(queue.stats().unwrap().cancelled, 20);
+    assert_sound(&queue);
+}
+
 #[test]
 fn what_is_not_over_is_never_deleted() {
     let harness = Harness::with_fake_clock();
