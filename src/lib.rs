@@ -66,7 +66,8 @@
 //!   may have happened: [`PhaseContext::interruption`] tells, and [`PhaseContext::idempotency_key`] is the same each time.
 //! - **Stopping is asked for.** After a cancel, a timeout or the deadline of a shutdown, [`PhaseContext::is_cancelled`] is true.
 //!   What a handler returns after that counts no more; one that goes on loses its worker, and a new one takes its place.
-//! - **No lock is held.** Handlers and callbacks may call any method of the queue, [`JobQueue::shutdown`] too.
+//! - **No lock is held.** Handlers and callbacks may call any method of the queue, [`JobQueue::shutdown`] too. When it shuts down,
+//!   handlers that it waits for may go on to do so; whoever else changes something is refused.
 //! - **Panics are failed tries.** The first queue of a process puts a hook before the one that is there, to note the place and
 //!   backtrace of panics inside handlers; it always calls the old one. `panic = "abort"` cannot be helped.
 //!
