@@ -161,6 +161,7 @@ cases! {
     run::a_run_ends_where_the_next_job_differs,
     run::a_run_is_of_jobs_that_were_neighbours_before,
     run::a_row_of_the_log_has_a_limit,
+    run::a_file_whose_jobs_were_deleted_together_is_sound,
     log::lists_are_paged_newest_first,
     log::lists_of_jobs_that_are_over_go_by_their_end,
     log::readers_resume_in_the_middle_of_a_change,

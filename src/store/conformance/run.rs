@@ -2,9 +2,10 @@
 
 use crate::config::{Keep, Retention};
 use crate::event;
-use crate::job::{JobId, JobStatus, RetryFrom};
+use crate::job::{BulkAction, JobId, JobStatus, RetryFrom};
+use crate::store::Filter;
 use crate::store::conformance::{Bench, MS, fault, new_job, settle};
-use crate::store::ops::{ClaimRequest, Op, Prune, Settle};
+use crate::store::ops::{Bulk, ClaimRequest, Op, Prune, Settle};
 use crate::store::seam::RUN_MAX;
 use crate::transition::{Edge, Input, JobRow, Verdict};
 
@@ -150,4 +151,26 @@ pub(super) fn a_row_of_the_log_has_a_limit(bench: &mut Bench) {
         [(1, RUN_MAX, 1), (RUN_MAX + 1, 7, RUN_MAX + 1)]
     );
     assert_history(bench, RUN_MAX + 1);
+}
+
+/// One row of a deletion stands for many jobs: the check took a log that creates more jobs than it has rows for a damaged one.
+pub(super) fn a_file_whose_jobs_were_deleted_together_is_sound(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    bench.enqueue_all(vec![new_job("import"); 100]);
+    let all = |action, status| {
+        Op::Bulk(Bulk {
+            action,
+            filter: Filter {
+                status: Some(status),
+                job_type: None,
+            },
+            expect: None,
+        })
+    };
+    let cancel = all(BulkAction::Cancel, JobStatus::Pending);
+    bench.one(cancel).expect("they wait");
+    let delete = all(BulkAction::Delete, JobStatus::Cancelled);
+    bench.one(delete).expect("they are over");
+    // The bench has asked for a check after each commit.
+    assert_eq!(rows(bench, 0), [(1, 100, 1), (101, 100, 1), (201, 100, 1)]);
 }

@@ -24,15 +24,18 @@ const SELECT_LOG: &str = concat!(
     event_columns!(),
     ", prev_seq, prev_step, head FROM event ORDER BY seq"
 );
-/// A job that the log creates has a row, or was deleted later in the log: it creates no more than this.
-const COUNT_ROWS: &str = "SELECT (SELECT count(*) FROM job) + (SELECT count(*) FROM event)";
+/// A job that the log tells of has a row, or is deleted later in the log, where one row may stand for as many jobs as a run has.
+/// One more for each row of the log: a few rows of jobs that are gone are to be named one by one.
+const COUNT_JOBS: &str = "SELECT (SELECT count(*) FROM job)
+    + (SELECT count(*) + coalesce(sum(max(min(span, ?1), 0)) FILTER (WHERE change = ?2), 0) FROM event)";
 const SELECT_JOBS: &str = concat!("SELECT ", job_columns!(), " FROM job ORDER BY id");
 
 pub(super) fn check(conn: &Connection, findings: &mut Findings) -> Result<()> {
-    let creations_left = read(conn.query_row(COUNT_ROWS, [], |row| row.get(0)))?;
+    let deleted = Change::Deleted.code();
+    let jobs_left = read(conn.query_row(COUNT_JOBS, [RUN_MAX, deleted], |row| row.get(0)))?;
     let mut pass = Pass {
         findings,
-        creations_left,
+        jobs_left,
         oldest: 1,
         next: None,
         uncommitted: None,
@@ -47,8 +50,8 @@ pub(super) fn check(conn: &Connection, findings: &mut Findings) -> Result<()> {
 
 struct Pass<'f> {
     findings: &'f mut Findings,
-    /// Jobs that the rest of the log can create, so that a damaged row does not fill the memory.
-    creations_left: i64,
+    /// Jobs that the rest of the log can tell of for the first time, so that a damaged one does not fill the memory.
+    jobs_left: i64,
     /// The oldest event that is kept.
     oldest: Seq,
     /// The number that the next row must have; none before the first.
@@ -130,17 +133,11 @@ impl Pass<'_> {
         self.uncommitted = Some((seq, change.at));
         let jobs = change.span / change.change.span();
         let is_whole = jobs.saturating_mul(change.change.span()) == change.span;
-        let creates = if replay::is_creation(change.change) {
-            jobs
-        } else {
-            0
-        };
-        if !is_whole || !(1..=RUN_MAX).contains(&jobs) || creates > self.creations_left {
+        if !is_whole || !(1..=RUN_MAX).contains(&jobs) || !self.has_room(change, jobs) {
             let what = format!("event {seq}: the row stands for {} events", change.span);
             self.findings.add("S8", what);
             return self.unreadable(change.span, row);
         }
-        self.creations_left -= creates;
         let first = Part {
             job_id: change.job_id,
             seq,
@@ -158,6 +155,19 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Whether there can be as many jobs as the log has told of after this row.
+    fn has_room(&self, change: &LoggedChange, jobs: i64) -> bool {
+        if jobs <= self.jobs_left {
+            return true;
+        }
+        if replay::is_creation(change.change) {
+            return false;
+        }
+        let end = change.job_id.as_i64().saturating_add(jobs);
+        let known = self.told.range(change.job_id..JobId::from_i64(end));
+        jobs - i64::try_from(known.count()).unwrap_or(jobs) <= self.jobs_left
+    }
+
     fn follow(&mut self, logged: &Logged<'_>) {
         let id = logged.part.job_id;
         if self.unreadable.contains(&id) {
@@ -165,6 +175,7 @@ impl Pass<'_> {
             return;
         }
         let before = self.told.remove(&id);
+        self.jobs_left -= i64::from(before.is_none());
         let mut broken = Vec::new();
         let after = replay::follow(before, logged, self.oldest, &mut broken);
         self.report(id, &mut broken);

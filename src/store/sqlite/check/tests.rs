@@ -449,6 +449,23 @@ fn a_log_that_creates_too_many_jobs_is_not_followed() {
     assert_eq!((found(86), found(89)), (false, true), "{lines:#?}");
 }
 
+/// A log whose old end is gone may tell of jobs that it has not created: each row of a small file stood for a thousand of them
+/// in memory.
+#[test]
+fn a_log_that_tells_of_too_many_jobs_is_not_followed() {
+    let file = Copy::of(&FILES[0]);
+    file.damage(
+        "DELETE FROM event;
+        INSERT INTO event SELECT 100000 + 1024 * value, 1024, 5, 0, 1000 + 1024 * value, 2, 2, 10, 1, 0, 1, NULL, NULL
+        FROM json_each('[0, 1, 2, 3]')",
+    );
+    let lines = file.check();
+    let found = lines.contains(&"S8 event 100000: the row stands for 1024 events".to_owned());
+    assert!(found, "{lines:#?}");
+    let missing = lines.iter().filter(|line| line.contains("there is no row"));
+    assert_eq!(missing.count(), 0, "{lines:#?}");
+}
+
 /// Each page of the file in turn is lost, as by a torn write or a bad sector.
 #[test]
 fn a_lost_page_is_found() {
