@@ -232,14 +232,10 @@ pub(crate) trait Rows: outbox::OutboxRows {
     fn set_holder(&mut self, type_id: i64, key: &str, holder: &Holder) -> Result<()>;
     /// Drops unique keys that stand for nothing any more, looking at `limit` of them; a later call goes on from there.
     fn prune_holders(&mut self, now: Timestamp, limit: usize) -> Result<()>;
-    /// Drops event rows from the old end: those before `keep_from` or `cutoff`, at most `limit`, never the newest row.
-    /// Answers how many went, and when the oldest that is left, and is not the newest row, was written.
-    fn prune_events(
-        &mut self,
-        keep_from: Seq,
-        cutoff: Timestamp,
-        limit: usize,
-    ) -> Result<(usize, Option<Timestamp>)>;
+    /// The oldest rows of the log, at most `limit`: the first event of each, and when it was written.
+    fn oldest_events(&mut self, limit: usize) -> Result<Vec<(Seq, Timestamp)>>;
+    /// Deletes the rows of the log that begin before `seq`. The newest row is not to be among them: it has the head.
+    fn delete_events(&mut self, before: Seq) -> Result<()>;
 }
 
 /// Rows that one call of [`Reader::list`] looks at, so that no filter makes it slow.

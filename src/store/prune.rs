@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config::Keep;
 use crate::delivery::DeliveryId;
 use crate::error::Result;
+use crate::event::Seq;
 use crate::job::{JobId, JobStatus};
 use crate::store::ops::{Prune, Pruned};
 use crate::store::{Head, Rows};
@@ -46,7 +47,7 @@ pub(crate) fn run(commit: &mut dyn Delete, prune: &Prune) -> Result<Pruned> {
     let keep_from = events.count.map_or(0, |count| {
         head.seq + 1 - i64::try_from(count).unwrap_or(i64::MAX)
     });
-    let (gone, oldest) = rows.prune_events(keep_from, cutoff(events, now), prune.events_max)?;
+    let (gone, oldest) = self::events(rows, keep_from, cutoff(events, now), prune.events_max)?;
     pruned.events = gone;
     pruned.more |= gone == prune.events_max;
     pruned.until(oldest, events);
@@ -147,4 +148,26 @@ fn jobs(
         }
     }
     Ok((deleted, next))
+}
+
+/// Deletes at most `most` rows from the old end of the log: those of events before `keep_from`, and those that were written
+/// before `cutoff`. Answers how many, and when the oldest that is left, and is not the newest row, was written.
+fn events(
+    rows: &mut dyn Rows,
+    keep_from: Seq,
+    cutoff: Timestamp,
+    most: usize,
+) -> Result<(usize, Option<Timestamp>)> {
+    // One more than may go, to say when that one will be too old, and one behind it, where it ends. The last row that is read
+    // stays, since it may be the newest, which has the head.
+    let old = rows.oldest_events(most.saturating_add(2))?;
+    let ends = old.iter().skip(1).map(|(seq, _)| *seq);
+    let with_ends = old.iter().zip(ends).take(most);
+    let is_old = |((_, at), end): &(&(Seq, Timestamp), Seq)| *end <= keep_from || *at < cutoff;
+    let gone = with_ends.take_while(is_old).count();
+    if gone > 0 {
+        rows.delete_events(old[gone].0)?;
+    }
+    let oldest = old.get(gone).filter(|_| gone + 1 < old.len());
+    Ok((gone, oldest.map(|(_, at)| *at)))
 }

@@ -276,26 +276,21 @@ impl Rows for Tx<'_> {
         Ok(())
     }
 
-    fn prune_events(
-        &mut self,
-        keep_from: Seq,
-        cutoff: Timestamp,
-        limit: usize,
-    ) -> Result<(usize, Option<Timestamp>)> {
-        let newest = self.data.events.last_key_value().map(|(seq, _)| *seq);
-        let rows = self.data.events.values();
-        let old: Vec<Seq> = rows
-            .map(|(row, _)| row)
-            .take_while(|row| row.seq + row.span <= keep_from || row.at < cutoff)
-            .take_while(|row| Some(row.seq) != newest)
-            .map(|row| row.seq)
-            .take(limit)
+    fn oldest_events(&mut self, limit: usize) -> Result<Vec<(Seq, Timestamp)>> {
+        let oldest = self.data.events.values().take(limit);
+        Ok(oldest.map(|(row, _)| (row.seq, row.at)).collect())
+    }
+
+    fn delete_events(&mut self, before: Seq) -> Result<()> {
+        let old: Vec<Seq> = self
+            .data
+            .events
+            .range(..before)
+            .map(|(seq, _)| *seq)
             .collect();
-        for seq in &old {
-            self.data.events.remove(seq);
+        for seq in old {
+            self.data.events.remove(&seq);
         }
-        let oldest = self.data.events.first_key_value();
-        let oldest = oldest.filter(|(seq, _)| Some(**seq) != newest);
-        Ok((old.len(), oldest.map(|(_, (row, _))| row.at)))
+        Ok(())
     }
 }

@@ -546,12 +546,12 @@ impl Rows for Tx<'_> {
         prune::holders(self, now, most)
     }
 
-    fn prune_events(
-        &mut self,
-        keep_from: Seq,
-        cutoff: Timestamp,
-        most: usize,
-    ) -> Result<(usize, Option<Timestamp>)> {
-        prune::events(self, keep_from, cutoff, most)
+    fn oldest_events(&mut self, most: usize) -> Result<Vec<(Seq, Timestamp)>> {
+        prune::oldest_events(self, most)
+    }
+
+    fn delete_events(&mut self, before: Seq) -> Result<()> {
+        self.write(prune::DELETE_OLD_EVENTS, params![before])
+            .map(|_| ())
     }
 }

@@ -20,9 +20,8 @@ pub(super) const DELETE_HOLDER: &str = "DELETE FROM unique_key WHERE type_id = ?
 /// The key of a job that is being deleted, if it stands for that job and goes with it.
 pub(super) const DELETE_HOLDER_OF: &str = "DELETE FROM unique_key WHERE type_id = ?1
     AND key = (SELECT unique_key FROM job WHERE id = ?2) AND job_id = ?2 AND hold < 2";
-pub(super) const SELECT_OLD_EVENTS: &str =
-    "SELECT seq, span, at_ms FROM event ORDER BY seq LIMIT ?1";
-pub(super) const DELETE_OLD_EVENTS: &str = "DELETE FROM event WHERE seq <= ?1";
+pub(super) const SELECT_OLD_EVENTS: &str = "SELECT seq, at_ms FROM event ORDER BY seq LIMIT ?1";
+pub(super) const DELETE_OLD_EVENTS: &str = "DELETE FROM event WHERE seq < ?1";
 
 /// Looks at the next `most` unique keys, and drops those that stand for nothing any more.
 pub(super) fn holders(tx: &mut Tx<'_>, now: Timestamp, most: usize) -> Result<()> {
@@ -56,36 +55,11 @@ fn next_holders(tx: &Tx<'_>, most: usize) -> Result<Vec<(i64, String, Holder)>> 
     Ok(seen)
 }
 
-/// Drops at most `most` rows from the old end of the log.
-pub(super) fn events(
-    tx: &mut Tx<'_>,
-    keep_from: Seq,
-    cutoff: Timestamp,
-    most: usize,
-) -> Result<(usize, Option<Timestamp>)> {
-    // One more than may go, to say when that one will be too old, and one behind it: the last row that is read stays, since it
-    // may be the newest, which has the head.
-    let mut old = oldest_events(tx, most.saturating_add(2))?;
-    old.pop();
-    let gone = old
-        .iter()
-        .take(most)
-        .take_while(|(seq, span, at)| seq + span <= keep_from || *at < cutoff)
-        .count();
-    if gone > 0 {
-        tx.write(DELETE_OLD_EVENTS, params![old[gone - 1].0])?;
-    }
-    Ok((gone, old.get(gone).map(|(.., at)| *at)))
-}
-
-/// The oldest rows of the log: number, span and time.
-fn oldest_events(tx: &Tx<'_>, most: usize) -> Result<Vec<(i64, i64, Timestamp)>> {
+/// The oldest rows of the log. Not how many events each stands for: one ends where the next begins.
+pub(super) fn oldest_events(tx: &Tx<'_>, most: usize) -> Result<Vec<(Seq, Timestamp)>> {
     let mut statement = read(tx.conn.prepare_cached(SELECT_OLD_EVENTS))?;
-    let mut rows = read(statement.query([limit(most)]))?;
-    let mut old = Vec::new();
-    while let Some(row) = read(rows.next())? {
-        let at = Timestamp::from_millis(read(row.get(2))?);
-        old.push((read(row.get(0))?, read(row.get(1))?, at));
-    }
-    Ok(old)
+    let rows = statement.query_map([limit(most)], |row| {
+        Ok((row.get(0)?, Timestamp::from_millis(row.get(1)?)))
+    });
+    read(rows)?.map(read).collect()
 }

@@ -235,7 +235,9 @@ impl Reader for Readers {
     fn oldest_seq(&self) -> Result<Seq> {
         self.with(|conn, _| {
             let mut statement = read(conn.prepare_cached(SELECT_OLDEST_SEQ))?;
-            Ok(read(statement.query_row([], |row| row.get(0)).optional())?.unwrap_or(0))
+            let oldest: Option<i64> = read(statement.query_row([], |row| row.get(0)).optional())?;
+            let check = |seq| rows::sane(seq, ("event", seq, "seq"));
+            Ok(oldest.map(check).transpose()?.unwrap_or(0))
         })
     }
 

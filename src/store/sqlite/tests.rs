@@ -1,6 +1,7 @@
 //! What is true of the file alone: which plans SQLite makes (`plans`), which files are refused, and what a damaged row is answered
 //! with. Test code; what every backend must do is in `conformance`.
 
+mod damage;
 mod plans;
 
 use std::fs;
