@@ -174,6 +174,8 @@ pub(crate) struct Details {
 /// Single rows within one open transaction.
 pub(crate) trait Rows: outbox::OutboxRows {
     fn head(&mut self) -> Result<Head>;
+    /// Jobs by the code of their status, counted and not read from the head.
+    fn recount(&mut self) -> Result<[i64; 5]>;
     /// The tag stored with the event row `seq`, if it is there and was the last of its commit.
     fn tag_at(&mut self, seq: Seq) -> Result<Option<i64>>;
     /// Appends to the log. The last row of a commit carries the head.

@@ -28,6 +28,14 @@ impl Rows for Tx<'_> {
         self.data.head()
     }
 
+    fn recount(&mut self) -> Result<[i64; 5]> {
+        let mut counts = [0; 5];
+        for row in self.data.jobs.values() {
+            counts[row.status as usize] += 1;
+        }
+        Ok(counts)
+    }
+
     fn tag_at(&mut self, seq: Seq) -> Result<Option<i64>> {
         let event = self.data.events.get(&seq);
         Ok(event.and_then(|(_, head)| head.map(|head| head.tag)))

@@ -265,6 +265,9 @@ impl Commit<'_> {
             after.flags = after.flags.with(Flags::ERRORS);
         }
         after.last_seq = self.head.seq + 1;
+        if self.head.counts[before.status as usize] < 1 {
+            self.recount(before)?;
+        }
         if phases == Phases::Delete {
             self.rows.delete_job(before)?;
         } else if !self.rows.update_job(before, &after)? {
@@ -314,6 +317,21 @@ impl Commit<'_> {
         };
         self.log(&row, change, (before.phase_index, attempt), extra.data)?;
         Ok(Some(after))
+    }
+
+    /// The head of a damaged file counts fewer jobs than there are. One less than nothing would make it a file that nobody can
+    /// open, and to refuse the change could keep a job running for ever: so the jobs are counted, once for such a file.
+    fn recount(&mut self, job: &JobRow) -> Result<()> {
+        self.head.counts = self.rows.recount()?;
+        log::error!(
+            "the log counts too few {} jobs: they were counted anew",
+            job.status
+        );
+        if self.head.counts[job.status as usize] < 1 {
+            let problem = format!("job {} is {}, and no such job is found", job.id, job.status);
+            return Err(Error::new(ErrorKind::Corrupt, problem));
+        }
+        Ok(())
     }
 
     fn load(&mut self, id: JobId) -> Result<JobRow> {

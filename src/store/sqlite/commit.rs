@@ -80,6 +80,9 @@ const TOUCH: &str = "INSERT OR REPLACE INTO meta (key, value)
 const PUT_PAUSED: &str = "INSERT OR REPLACE INTO meta (key, value) VALUES ('paused', ?1)";
 pub(super) const COUNT_RUNNING: &str =
     "SELECT count(*) FROM job WHERE status = 1 AND status <= 1 AND type_id = ?1";
+/// Each from its index, in which the others are not.
+pub(super) const COUNT_LIVE: &str = "SELECT count(*) FROM job WHERE status = ?1 AND status <= 1";
+pub(super) const COUNT_OVER: &str = "SELECT count(*) FROM job WHERE status = ?1 AND status >= 2";
 const SELECT_LIVE_IDS: &str = "SELECT id FROM job
     WHERE status = ?1 AND status <= 1 AND (?2 IS NULL OR type_id = ?2) ORDER BY id LIMIT ?3";
 const SELECT_OVER_IDS: &str = "SELECT id FROM job
@@ -208,6 +211,21 @@ impl Rows for Tx<'_> {
         let head = rows::head(self.conn)?;
         self.known.head = Some(head);
         Ok(head)
+    }
+
+    fn recount(&mut self) -> Result<[i64; 5]> {
+        self.flush()?;
+        let mut counts = [0; 5];
+        for status in JobStatus::ALL {
+            let sql = if status.is_terminal() {
+                COUNT_OVER
+            } else {
+                COUNT_LIVE
+            };
+            let count = number(self.conn, sql, params![status.code()])?;
+            counts[status as usize] = count.unwrap_or(0);
+        }
+        Ok(counts)
     }
 
     fn tag_at(&mut self, seq: Seq) -> Result<Option<i64>> {

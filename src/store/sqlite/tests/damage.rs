@@ -66,3 +66,23 @@ fn an_oldest_event_with_an_impossible_number_is_named() {
     let expected = "table event, row -5: column seq has the value -5, which stepwell never writes";
     assert_eq!(problem, expected);
 }
+
+/// The bug: one less than nothing was written, with a change that was sound, and nobody could open the file any more.
+#[test]
+fn counters_that_are_too_low_are_counted_anew() {
+    let scene = Scene::new();
+    let mut store = furnished(&scene);
+    damage(
+        &scene,
+        "UPDATE event SET head = replace(head, '1 1 0 ', '1 0 0 ') WHERE head IS NOT NULL",
+    );
+    let cancel = Op::Cancel(JobId::from_i64(1));
+    let committed = commit(&mut store, &[cancel], &ClaimRequest::default()).expect("a commit");
+    assert!(committed.answers[0].is_ok(), "{:?}", committed.answers);
+    drop(store);
+    let reader = scene
+        .open()
+        .expect("the file is as good as before")
+        .reader();
+    assert_eq!(reader.head().expect("a head").counts, [0, 0, 0, 0, 1]);
+}

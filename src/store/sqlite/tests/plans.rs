@@ -41,6 +41,8 @@ const HOT: &[(&str, &str)] = &[
     ),
     (commit::COUNT_RUNNING, "(status=? AND type_id=?)"),
     (commit::COUNT_RUNNING, LIVE_ALONE),
+    (commit::COUNT_LIVE, LIVE_ALONE),
+    (commit::COUNT_OVER, OVER_ALONE),
     (commit::SELECT_OLDEST_OVER, OVER_ALONE),
     (
         commit::SELECT_OLDEST_OVER,
