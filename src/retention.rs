@@ -20,8 +20,8 @@ const JOBS_MAX: usize = 128;
 const EVENTS_MAX: usize = 2048;
 /// Under load a step may take one part in this many.
 const SHARE: u32 = 10;
-/// After a step that failed because of a damaged row.
-const FAILURE_REST: Duration = Duration::from_secs(600);
+/// After a step that found nothing but damaged rows. What else comes to be over waits as long, and the row is named as often.
+const FAILURE_REST: Duration = Duration::from_secs(60);
 /// How often the age of things is looked at, at most: a clock that jumps must not make it spin.
 const AGE_LOOK_MIN: Duration = Duration::from_secs(1);
 

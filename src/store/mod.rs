@@ -173,6 +173,12 @@ pub(crate) struct Details {
 
 /// Single rows within one open transaction.
 pub(crate) trait Rows: outbox::OutboxRows {
+    /// A place to come back to: what is written from here on is taken back by [`Rows::undo`], or stays with [`Rows::keep`]. There is
+    /// one at a time, for deletions: what gives out a number would be believed all the same.
+    fn mark(&mut self) -> Result<()>;
+    fn keep(&mut self) -> Result<()>;
+    fn undo(&mut self) -> Result<()>;
+
     fn head(&mut self) -> Result<Head>;
     /// Jobs by the code of their status, counted and not read from the head.
     fn recount(&mut self) -> Result<[i64; 5]>;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::config::Keep;
 use crate::delivery::DeliveryId;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Seq;
 use crate::job::{JobId, JobStatus};
 use crate::store::ops::{Prune, Pruned};
@@ -26,49 +26,163 @@ pub(crate) trait Delete {
     fn delete(&mut self, id: JobId) -> Result<bool>;
     fn rows(&mut self) -> (&mut dyn Rows, Head, Timestamp);
     fn written(&mut self);
+    /// As in [`Rows`], for all that the commit has in mind.
+    fn mark(&mut self) -> Result<()>;
+    fn keep(&mut self) -> Result<()>;
+    fn undo(&mut self) -> Result<()>;
 }
 
-/// One step.
+/// One step. What is damaged is left where it is, and keeps nothing else from being deleted; that it is, is the answer of a step
+/// that finds nothing else to do.
 pub(crate) fn run(commit: &mut dyn Delete, prune: &Prune) -> Result<Pruned> {
-    let mut pruned = Pruned::default();
+    let mut step = Step {
+        commit,
+        prune,
+        pruned: Pruned::default(),
+        damage: None,
+    };
     for status in [
         JobStatus::Completed,
         JobStatus::Failed,
         JobStatus::Cancelled,
     ] {
-        let room = prune.jobs_max.saturating_sub(pruned.jobs);
-        let (deleted, next) = jobs(commit, prune, status, room)?;
-        pruned.jobs += deleted;
-        pruned.more |= deleted == room;
-        pruned.next = [pruned.next, next].into_iter().flatten().min();
+        step.jobs(status)?;
     }
-    let (rows, head, now) = commit.rows();
-    let (events, deliveries) = (prune.retention.events, prune.retention.deliveries);
-    let keep_from = events.count.map_or(0, |count| {
-        head.seq + 1 - i64::try_from(count).unwrap_or(i64::MAX)
-    });
-    let (gone, oldest) = self::events(rows, keep_from, cutoff(events, now), prune.events_max)?;
-    pruned.events = gone;
-    pruned.more |= gone == prune.events_max;
-    pruned.until(oldest, events);
-    rows.prune_holders(now, HOLDERS_MAX)?;
-    let first = DeliveryId::of_event(keep_from.max(0), 0);
-    let (mut jobs, oldest) =
-        rows.prune_deliveries(first, cutoff(deliveries, now), prune.jobs_max)?;
-    pruned.deliveries = jobs.len();
-    pruned.more |= jobs.len() == prune.jobs_max;
-    pruned.until(oldest, deliveries);
-    jobs.sort();
-    jobs.dedup();
-    for job in jobs {
-        if rows.job(job)?.is_none() {
-            drop_endpoints(rows, job)?;
-        }
-    }
-    if pruned.jobs + pruned.events + pruned.deliveries > 0 {
+    step.log()?;
+    step.part(|commit| {
+        let (rows, _, now) = commit.rows();
+        rows.prune_holders(now, HOLDERS_MAX)
+    })?;
+    step.deliveries()?;
+    let Step { pruned, damage, .. } = step;
+    let gone = pruned.jobs + pruned.events + pruned.deliveries;
+    if gone > 0 {
         commit.written();
     }
-    Ok(pruned)
+    match damage {
+        Some(error) if gone == 0 => Err(error),
+        Some(_) => Ok(Pruned {
+            more: true,
+            ..pruned
+        }),
+        None => Ok(pruned),
+    }
+}
+
+struct Step<'a> {
+    commit: &'a mut dyn Delete,
+    prune: &'a Prune,
+    pruned: Pruned,
+    /// The first thing that could not be done, if a damaged row is the reason.
+    damage: Option<Error>,
+}
+
+impl Step<'_> {
+    /// Does something that, on damage, is as if it had not been begun.
+    fn part<T>(&mut self, work: impl FnOnce(&mut dyn Delete) -> Result<T>) -> Result<Option<T>> {
+        self.commit.mark()?;
+        match work(self.commit) {
+            Ok(done) => {
+                self.commit.keep()?;
+                Ok(Some(done))
+            }
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                self.commit.undo()?;
+                self.damage.get_or_insert(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Jobs of a status.
+    fn jobs(&mut self, status: JobStatus) -> Result<()> {
+        let room = self.prune.jobs_max.saturating_sub(self.pruned.jobs);
+        let keep = self.prune.retention.of(status);
+        let excess = self.part(|commit| excess(commit, status, keep, room))?;
+        let mut deleted = self.delete(&excess.unwrap_or_default())?;
+        if let Some(age) = keep.age
+            && deleted == 0
+            && room > 0
+        {
+            let old = self.part(|commit| {
+                let (rows, _, now) = commit.rows();
+                rows.oldest_ended(status, CLOCK_WAS_SET, too_old(age, now), room)
+            })?;
+            deleted = self.delete(&old.unwrap_or_default())?;
+        }
+        let oldest = self.part(|commit| first_ended(commit, status, keep))?;
+        self.pruned.jobs += deleted;
+        self.pruned.more |= deleted == room;
+        self.pruned.until(oldest.flatten(), keep);
+        Ok(())
+    }
+
+    fn delete(&mut self, ids: &[JobId]) -> Result<usize> {
+        let all = self.part(|commit| {
+            ids.iter().try_fold(0, |deleted, id| {
+                Ok(deleted + usize::from(commit.delete(*id)?))
+            })
+        })?;
+        if let Some(deleted) = all {
+            return Ok(deleted);
+        }
+        // One of them is damaged.
+        let mut deleted = 0;
+        for id in ids {
+            let is_deleted = self.part(|commit| commit.delete(*id))?;
+            deleted += usize::from(is_deleted.unwrap_or(false));
+        }
+        Ok(deleted)
+    }
+
+    fn log(&mut self) -> Result<()> {
+        let (keep, most) = (self.prune.retention.events, self.prune.events_max);
+        let done = self.part(|commit| {
+            let (rows, head, now) = commit.rows();
+            events(rows, keep_from(keep, head), cutoff(keep, now), most)
+        })?;
+        if let Some((gone, oldest)) = done {
+            self.pruned.events = gone;
+            self.pruned.more |= gone == most;
+            self.pruned.until(oldest, keep);
+        }
+        Ok(())
+    }
+
+    fn deliveries(&mut self) -> Result<()> {
+        let (events, keep) = (self.prune.retention.events, self.prune.retention.deliveries);
+        let most = self.prune.jobs_max;
+        let done = self.part(|commit| {
+            let (rows, head, now) = commit.rows();
+            let first = DeliveryId::of_event(keep_from(events, head).max(0), 0);
+            let (mut jobs, oldest) = rows.prune_deliveries(first, cutoff(keep, now), most)?;
+            let gone = jobs.len();
+            jobs.sort();
+            jobs.dedup();
+            for job in jobs {
+                if !is_there(rows, job)? {
+                    drop_endpoints(rows, job)?;
+                }
+            }
+            Ok((gone, oldest))
+        })?;
+        if let Some((gone, oldest)) = done {
+            self.pruned.deliveries = gone;
+            self.pruned.more |= gone == most;
+            self.pruned.until(oldest, keep);
+        }
+        Ok(())
+    }
+}
+
+/// Whether there is a job: one whose row cannot be read is.
+pub(crate) fn is_there(rows: &mut dyn Rows, id: JobId) -> Result<bool> {
+    match rows.job(id) {
+        Ok(row) => Ok(row.is_some()),
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Deletes the own endpoints of a job that is gone, unless there are deliveries of it, which can be sent again.
@@ -108,46 +222,45 @@ fn too_old(age: Duration, now: Timestamp) -> Timestamp {
     now.before(age).after(Duration::from_millis(1))
 }
 
-/// Deletes at most `room` jobs of a status; answers how many, and when the next one will be too old.
-fn jobs(
+/// The first event that is kept for its count.
+fn keep_from(keep: Keep, head: Head) -> Seq {
+    keep.count.map_or(0, |count| {
+        head.seq + 1 - i64::try_from(count).unwrap_or(i64::MAX)
+    })
+}
+
+/// Jobs that are too many, at most `room`.
+fn excess(
     commit: &mut dyn Delete,
-    prune: &Prune,
     status: JobStatus,
+    keep: Keep,
     room: usize,
-) -> Result<(usize, Option<Timestamp>)> {
-    let keep = prune.retention.of(status);
-    let (rows, head, now) = commit.rows();
-    let mut ids = Vec::new();
-    if let Some(count) = keep.count {
-        let excess =
-            head.counts[status as usize].saturating_sub(i64::try_from(count).unwrap_or(i64::MAX));
-        let excess = usize::try_from(excess).unwrap_or(0).min(room);
-        if excess > 0 {
-            let any = Timestamp::from_millis(i64::MIN);
-            ids = rows.oldest_ended(status, any, Timestamp::MAX, excess)?;
-        }
+) -> Result<Vec<JobId>> {
+    let (rows, head, _) = commit.rows();
+    let count = keep.count.unwrap_or(u64::MAX);
+    let excess =
+        head.counts[status as usize].saturating_sub(i64::try_from(count).unwrap_or(i64::MAX));
+    let excess = usize::try_from(excess).unwrap_or(0).min(room);
+    if excess == 0 {
+        return Ok(Vec::new());
     }
-    if let Some(age) = keep.age
-        && ids.is_empty()
-        && room > 0
-    {
-        ids = rows.oldest_ended(status, CLOCK_WAS_SET, too_old(age, now), room)?;
+    let any = Timestamp::from_millis(i64::MIN);
+    rows.oldest_ended(status, any, Timestamp::MAX, excess)
+}
+
+/// When the first job of a status ended that goes by its age.
+fn first_ended(
+    commit: &mut dyn Delete,
+    status: JobStatus,
+    keep: Keep,
+) -> Result<Option<Timestamp>> {
+    if keep.age.is_none() {
+        return Ok(None);
     }
-    let mut deleted = 0;
-    for id in ids {
-        deleted += usize::from(commit.delete(id)?);
-    }
-    let mut next = None;
-    if let Some(age) = keep.age {
-        let (rows, ..) = commit.rows();
-        let oldest = rows.oldest_ended(status, CLOCK_WAS_SET, Timestamp::MAX, 1)?;
-        if let Some(id) = oldest.first()
-            && let Some(row) = rows.job(*id)?
-        {
-            next = row.finished_at.map(|at| at.after(age));
-        }
-    }
-    Ok((deleted, next))
+    let (rows, ..) = commit.rows();
+    let oldest = rows.oldest_ended(status, CLOCK_WAS_SET, Timestamp::MAX, 1)?;
+    let row = oldest.first().map(|id| rows.job(*id)).transpose()?;
+    Ok(row.flatten().and_then(|row| row.finished_at))
 }
 
 /// Deletes at most `most` rows from the old end of the log: those of events before `keep_from`, and those that were written

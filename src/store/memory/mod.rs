@@ -161,6 +161,14 @@ impl Data {
         each_table!(self, roll_back);
     }
 
+    fn mark(&mut self) {
+        each_table!(self, mark);
+    }
+
+    fn undo(&mut self) {
+        each_table!(self, undo);
+    }
+
     /// Writes a job's row and its places in the indexes.
     fn put_job(&mut self, row: &JobRow) {
         self.remove_job(row.id);

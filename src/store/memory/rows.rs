@@ -24,6 +24,20 @@ fn next_number(rows: usize) -> i64 {
 }
 
 impl Rows for Tx<'_> {
+    fn mark(&mut self) -> Result<()> {
+        self.data.mark();
+        Ok(())
+    }
+
+    fn keep(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        self.data.undo();
+        Ok(())
+    }
+
     fn head(&mut self) -> Result<Head> {
         self.data.head()
     }

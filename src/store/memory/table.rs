@@ -8,6 +8,8 @@ pub(super) struct Table<K, V> {
     rows: BTreeMap<K, V>,
     /// What each write of the open transaction found, oldest first.
     undo: Vec<(K, Option<V>)>,
+    /// How many of them there were at the mark.
+    mark: usize,
 }
 
 impl<K, V> Default for Table<K, V> {
@@ -15,6 +17,7 @@ impl<K, V> Default for Table<K, V> {
         Table {
             rows: BTreeMap::new(),
             undo: Vec::new(),
+            mark: 0,
         }
     }
 }
@@ -45,7 +48,21 @@ impl<K: Ord + Clone, V> Table<K, V> {
     }
 
     pub(super) fn roll_back(&mut self) {
-        while let Some((key, before)) = self.undo.pop() {
+        self.roll_back_to(0);
+    }
+
+    pub(super) fn mark(&mut self) {
+        self.mark = self.undo.len();
+    }
+
+    pub(super) fn undo(&mut self) {
+        self.roll_back_to(self.mark);
+    }
+
+    fn roll_back_to(&mut self, length: usize) {
+        while self.undo.len() > length
+            && let Some((key, before)) = self.undo.pop()
+        {
             match before {
                 Some(value) => self.rows.insert(key, value),
                 None => self.rows.remove(&key),
@@ -72,6 +89,15 @@ mod tests {
         table.put(3, "z");
         table.remove(&3);
         table.put(2, "w");
+        let halfway: Vec<_> = table.iter().map(|(k, v)| (*k, *v)).collect();
+        table.mark();
+        table.put(2, "v");
+        table.put(4, "u");
+        table.undo();
+        assert_eq!(
+            table.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>(),
+            halfway
+        );
         table.roll_back();
         assert_eq!(
             table.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>(),

@@ -8,7 +8,7 @@ use crate::job::{JobId, JobStatus};
 use crate::new_job::{Enqueued, NewJob, UniqueKey, While};
 use crate::store::ops::{Claimed, PlannedJob};
 use crate::store::seam::Commit;
-use crate::store::{Details, Holder, Rows, TypeRow};
+use crate::store::{Details, Holder, Rows, TypeRow, prune};
 use crate::time::Timestamp;
 use crate::transition::{self, Flags, Input, JobRow};
 
@@ -161,7 +161,7 @@ pub(crate) fn may_hold(rows: &mut dyn Rows, holder: &Holder, now: Timestamp) -> 
     if holder.hold == 2 {
         return Ok(holder.expires > now);
     }
-    Ok(rows.job(holder.job_id)?.is_some())
+    prune::is_there(rows, holder.job_id)
 }
 
 /// Whether a unique key still stands for its job.

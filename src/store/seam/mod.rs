@@ -74,6 +74,7 @@ pub(crate) fn run(
         claims: Claims::default(),
         named: None,
         mail: Vec::new(),
+        marked: None,
     };
     let mut answers = Vec::with_capacity(ops.len());
     for op in ops {
@@ -130,6 +131,8 @@ struct Commit<'a> {
     /// The endpoints of the configuration, once somebody has looked.
     named: Option<Vec<EndpointRow>>,
     mail: Vec<i64>,
+    /// Head, pending row and writes as they were at the mark.
+    marked: Option<(Head, Option<EventRow>, u64)>,
 }
 
 /// What a transition brings along.
@@ -269,6 +272,8 @@ impl Commit<'_> {
             self.recount(before)?;
         }
         if phases == Phases::Delete {
+            // It is several statements: when one of them fails, others may have written.
+            self.writes += 1;
             self.rows.delete_job(before)?;
         } else if !self.rows.update_job(before, &after)? {
             return Ok(None);
@@ -395,6 +400,23 @@ impl super::prune::Delete for Commit<'_> {
 
     fn rows(&mut self) -> (&mut dyn Rows, Head, Timestamp) {
         (self.rows, self.head, self.now)
+    }
+
+    fn mark(&mut self) -> Result<()> {
+        self.marked = Some((self.head, self.pending.clone(), self.writes));
+        self.rows.mark()
+    }
+
+    fn keep(&mut self) -> Result<()> {
+        self.rows.keep()
+    }
+
+    /// What was noted of mail stays: whoever looks for more than there is finds nothing.
+    fn undo(&mut self) -> Result<()> {
+        if let Some((head, pending, writes)) = self.marked.take() {
+            (self.head, self.pending, self.writes) = (head, pending, writes);
+        }
+        self.rows.undo()
     }
 
     fn written(&mut self) {

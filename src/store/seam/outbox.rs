@@ -27,6 +27,7 @@ impl Commit<'_> {
                 is_enabled: true,
                 problem: None,
             };
+            self.writes += 1;
             let id = self.rows.put_endpoint(&endpoint)?;
             self.rows.link_endpoint(row.id, id)?;
             self.want_again(id)?;

@@ -180,6 +180,12 @@ impl Tx<'_> {
         changed.map_err(|error| errors::map(error, Context::Write))
     }
 
+    /// A statement without which this transaction must not be committed.
+    fn mend(&mut self, sql: &'static str) -> Result<()> {
+        let done = self.write(sql, params![]).map(|_| ());
+        done.inspect_err(|error| self.failed = Some(error.duplicate()))
+    }
+
     fn ids(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<JobId>> {
         let mut statement = read(self.conn.prepare_cached(sql))?;
         let ids = read(statement.query_map(params, |row| row.get(0).map(JobId::from_i64)))?;
@@ -204,6 +210,24 @@ pub(super) fn ms(time: Option<Timestamp>) -> Option<i64> {
 }
 
 impl Rows for Tx<'_> {
+    fn mark(&mut self) -> Result<()> {
+        self.flush()?;
+        self.write("SAVEPOINT mark", params![]).map(|_| ())
+    }
+
+    fn keep(&mut self) -> Result<()> {
+        self.flush()?;
+        self.mend("RELEASE mark")
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        self.updates = None;
+        self.inserts.clear();
+        self.known.forget();
+        self.mend("ROLLBACK TO mark")?;
+        self.mend("RELEASE mark")
+    }
+
     fn head(&mut self) -> Result<Head> {
         if let Some(head) = self.known.head {
             return Ok(head);

@@ -36,12 +36,18 @@ impl Known {
     pub(super) fn check(&mut self, conn: &Connection) -> Result<()> {
         let version = number(conn, DATA_VERSION, &[])?;
         if self.version != version {
-            *self = Known {
-                version,
-                ..Known::default()
-            };
+            self.version = version;
+            self.forget();
         }
         Ok(())
+    }
+
+    /// Some of it may have been taken back.
+    pub(super) fn forget(&mut self) {
+        *self = Known {
+            version: self.version,
+            ..Known::default()
+        };
     }
 
     pub(super) fn job_type(&self, name: &str) -> Option<&TypeRow> {
