@@ -44,7 +44,8 @@ pub enum Durability {
 /// How long things that are over are kept.
 ///
 /// A job goes when it is too old *or* there are too many; [`Keep::FOREVER`] has neither rule. Jobs that finished while the clock was
-/// not set (before 2020) go by count alone.
+/// not set (before 2020) go by count alone, deliveries that ended then are not too old for that, and events of that time go with
+/// the first later one that is too old.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     pub(crate) completed: Keep,

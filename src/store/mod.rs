@@ -242,6 +242,8 @@ pub(crate) trait Rows: outbox::OutboxRows {
     fn prune_holders(&mut self, now: Timestamp, limit: usize) -> Result<()>;
     /// The oldest rows of the log, at most `limit`: the first event of each, and when it was written.
     fn oldest_events(&mut self, limit: usize) -> Result<Vec<(Seq, Timestamp)>>;
+    /// When the row of the log was written that begins with event `seq`, or the last one before it.
+    fn event_time(&mut self, seq: Seq) -> Result<Option<Timestamp>>;
     /// Deletes the rows of the log that begin before `seq`. The newest row is not to be among them: it has the head.
     fn delete_events(&mut self, before: Seq) -> Result<()>;
 }

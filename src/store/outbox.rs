@@ -15,6 +15,7 @@
     )
 )]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::delivery::{DeliveryId, DeliveryStatus, DeliveryTry, EndpointSpec, Kinds};
@@ -129,12 +130,13 @@ pub(crate) trait OutboxRows {
     ) -> Result<Vec<DeliveryId>>;
     /// Whether there is a delivery that tells of this job.
     fn has_deliveries(&mut self, job: JobId) -> Result<bool>;
-    /// Deletes deliveries that are over and ended before `cutoff`, or that were delivered and whose event is before `first`; at most
-    /// `limit`. Answers of which jobs they told, one for each delivery, and when the oldest that is left ended.
+    /// Deletes deliveries that are over and ended in `old`, or that were delivered and whose event is before `first`; at most
+    /// `limit`. Answers of which jobs they told, one for each delivery, and when the first of those that are left ended, not before
+    /// `old` begins.
     fn prune_deliveries(
         &mut self,
         first: DeliveryId,
-        cutoff: Timestamp,
+        old: Range<Timestamp>,
         limit: usize,
     ) -> Result<(Vec<JobId>, Option<Timestamp>)>;
 }

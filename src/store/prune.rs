@@ -140,7 +140,7 @@ impl Step<'_> {
         let (keep, most) = (self.prune.retention.events, self.prune.events_max);
         let done = self.part(|commit| {
             let (rows, head, now) = commit.rows();
-            events(rows, keep_from(keep, head), cutoff(keep, now), most)
+            events(rows, head, keep, now, most)
         })?;
         if let Some((gone, oldest)) = done {
             self.pruned.events = gone;
@@ -156,7 +156,8 @@ impl Step<'_> {
         let done = self.part(|commit| {
             let (rows, head, now) = commit.rows();
             let first = DeliveryId::of_event(keep_from(events, head).max(0), 0);
-            let (mut jobs, oldest) = rows.prune_deliveries(first, cutoff(keep, now), most)?;
+            let old = ages_from(now)..cutoff(keep, now);
+            let (mut jobs, oldest) = rows.prune_deliveries(first, old, most)?;
             let gone = jobs.len();
             jobs.sort();
             jobs.dedup();
@@ -263,24 +264,73 @@ fn first_ended(
     Ok(row.flatten().and_then(|row| row.finished_at))
 }
 
-/// Deletes at most `most` rows from the old end of the log: those of events before `keep_from`, and those that were written
-/// before `cutoff`. Answers how many, and when the oldest that is left, and is not the newest row, was written.
+/// What was before this says nothing about its age. While the clock is not set, what happens is measured by it all the same.
+fn ages_from(now: Timestamp) -> Timestamp {
+    if now < CLOCK_WAS_SET {
+        Timestamp::from_millis(i64::MIN)
+    } else {
+        CLOCK_WAS_SET
+    }
+}
+
+/// Deletes at most `most` rows from the old end of the log. Answers how many, and when the oldest that is left, and is not the
+/// newest row, was written.
+///
+/// A row that was written before the clock was set is as old as the first one after it whose time says something: it is older
+/// than that one, and nobody knows by how much.
 fn events(
     rows: &mut dyn Rows,
-    keep_from: Seq,
-    cutoff: Timestamp,
+    head: Head,
+    keep: Keep,
+    now: Timestamp,
     most: usize,
 ) -> Result<(usize, Option<Timestamp>)> {
+    let (keep_from, cutoff) = (keep_from(keep, head), cutoff(keep, now));
     // One more than may go, to say when that one will be too old, and one behind it, where it ends. The last row that is read
     // stays, since it may be the newest, which has the head.
     let old = rows.oldest_events(most.saturating_add(2))?;
+    let mut age_of_next = None;
+    if let (Some((first, _)), Some((last, at))) = (old.first(), old.last())
+        && keep.age.is_some()
+        && *at < ages_from(now)
+    {
+        age_of_next = look_ahead(rows, (*first, *last), head.seq, now)?;
+    }
+    let mut ages: Vec<Option<Timestamp>> = Vec::with_capacity(old.len());
+    for (_, at) in old.iter().rev() {
+        if *at >= ages_from(now) {
+            age_of_next = Some(*at);
+        }
+        ages.push(age_of_next);
+    }
+    ages.reverse();
     let ends = old.iter().skip(1).map(|(seq, _)| *seq);
-    let with_ends = old.iter().zip(ends).take(most);
-    let is_old = |((_, at), end): &(&(Seq, Timestamp), Seq)| *end <= keep_from || *at < cutoff;
-    let gone = with_ends.take_while(is_old).count();
+    let is_old = |(end, at): &(Seq, &Option<Timestamp>)| {
+        *end <= keep_from || at.is_some_and(|at| at < cutoff)
+    };
+    let gone = ends.zip(&ages).take(most).take_while(is_old).count();
     if gone > 0 {
         rows.delete_events(old[gone].0)?;
     }
-    let oldest = old.get(gone).filter(|_| gone + 1 < old.len());
-    Ok((gone, oldest.map(|(_, at)| *at)))
+    let oldest = ages.get(gone).filter(|_| gone + 1 < old.len());
+    Ok((gone, oldest.copied().flatten()))
+}
+
+/// Looks behind the rows that begin with `first` and `last` for one whose time says something, in strides that double: some such
+/// row, not always the first. The newest is looked at last.
+fn look_ahead(
+    rows: &mut dyn Rows,
+    (first, last): (Seq, Seq),
+    newest: Seq,
+    now: Timestamp,
+) -> Result<Option<Timestamp>> {
+    let mut stride = last.saturating_sub(first).max(1);
+    loop {
+        let seq = last.saturating_add(stride).min(newest);
+        let at = rows.event_time(seq)?.filter(|at| *at >= ages_from(now));
+        if at.is_some() || seq >= newest {
+            return Ok(at);
+        }
+        stride = stride.saturating_mul(2);
+    }
 }

@@ -1,11 +1,12 @@
-//! Endpoints of the configuration: disabled, enabled, moved. Test code.
+//! Endpoints of the configuration: disabled, enabled, moved; and how long their deliveries are kept. Test code.
 
 use crate::error::ErrorKind;
 use crate::event::EventKind;
-use crate::store::conformance::outbox::spec;
-use crate::store::conformance::{Bench, new_job, refused};
+use crate::store::conformance::outbox::{prune_deliveries, spec};
+use crate::store::conformance::{Bench, SECOND, START, new_job, refused};
 use crate::store::ops::Op;
 use crate::store::outbox::{Mail, Verdict};
+use crate::time::Timestamp;
 
 pub(super) fn one_that_is_gone_is_disabled_and_can_be_enabled(bench: &mut Bench) {
     bench.register("import", "a");
@@ -49,4 +50,28 @@ pub(super) fn what_is_gone_is_the_place_where_it_was(bench: &mut Bench) {
     let rows = bench.deliveries();
     assert_eq!(&*rows[1].url, "https://new.example/");
     assert_eq!(rows[0].next_at, None, "given up all the same");
+}
+
+/// The dead letters of a board that boots in 1970 were gone as soon as it was told the time.
+pub(super) fn deliveries_that_ended_before_the_clock_was_set_stay(bench: &mut Bench) {
+    bench.now = Timestamp::from_millis(1000);
+    bench.register("import", "a");
+    let spec = spec("https://a.example/", &[EventKind::Created]);
+    bench.mail(Mail::Put("audit".into(), spec));
+    for _ in 0..2 {
+        bench.enqueue(new_job("import"));
+        let sent = bench.sendable().remove(0);
+        bench.attempt(&sent, Verdict::GiveUp);
+        bench.now = START;
+    }
+    let pruned = prune_deliveries(bench, SECOND);
+    let next = Some(START.after(SECOND));
+    assert_eq!((pruned.deliveries, pruned.next), (0, next));
+    bench.later(SECOND);
+    let pruned = prune_deliveries(bench, SECOND);
+    assert_eq!((pruned.deliveries, pruned.next), (1, None));
+    assert_eq!(bench.deliveries().len(), 1);
+    // Before a clock is set it measures what it has seen itself.
+    bench.now = Timestamp::from_millis(10_000);
+    assert_eq!(prune_deliveries(bench, SECOND).deliveries, 1);
 }

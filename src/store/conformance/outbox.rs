@@ -307,7 +307,7 @@ pub(super) fn a_dead_letter_can_be_sent_again_when_its_job_is_gone(bench: &mut B
     assert!(endpoints(bench).is_empty(), "nobody needs it any more");
 }
 
-fn prune_deliveries(bench: &mut Bench, age: Duration) -> Pruned {
+pub(super) fn prune_deliveries(bench: &mut Bench, age: Duration) -> Pruned {
     let prune = Prune {
         retention: Retention::forever().deliveries(age).events(Keep::newest(2)),
         jobs_max: 10,

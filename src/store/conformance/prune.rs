@@ -228,6 +228,96 @@ pub(super) fn an_old_newest_row_calls_for_no_further_step(bench: &mut Bench) {
     assert_eq!(prune(bench, age()), expected);
 }
 
+const BOOTED: Timestamp = Timestamp::from_millis(1000);
+
+/// Enqueues jobs, each a row of the log, a millisecond after the one before it.
+fn rows(bench: &mut Bench, count: usize) {
+    for _ in 0..count {
+        bench.later(MS);
+        bench.enqueue(new_job("import"));
+    }
+}
+
+fn oldest(bench: &Bench) -> i64 {
+    bench.reader.oldest_seq().expect("readable")
+}
+
+/// A board boots in 1970, works for an hour and is told the time: the whole log of that hour was deleted at once, as 50 years old.
+pub(super) fn events_of_before_the_clock_was_set_go_with_the_first_of_after_it(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    bench.now = BOOTED;
+    rows(bench, 3); // 1-3
+    bench.now = START;
+    rows(bench, 3); // 4-6
+    let age = || Retention::forever().events(Keep::for_age(SECOND));
+    let first = START.after(MS).after(SECOND);
+    let expected = Pruned {
+        next: Some(first),
+        ..Pruned::default()
+    };
+    assert_eq!(prune(bench, age()), expected);
+    bench.now = first;
+    let expected = Pruned {
+        events: 4,
+        next: Some(first.after(MS)),
+        ..Pruned::default()
+    };
+    assert_eq!(prune(bench, age()), expected);
+    // The same behind rows of a time that was known: it has booted again.
+    bench.now = BOOTED;
+    rows(bench, 2); // 7-8
+    bench.now = START.after(2 * SECOND);
+    rows(bench, 2); // 9-10
+    let pruned = prune(bench, age());
+    let ninth = START.after(2 * SECOND).after(MS);
+    assert_eq!((pruned.events, pruned.next), (2, Some(ninth.after(SECOND))));
+    assert_eq!(oldest(bench), 7);
+    let newest = |count| Retention::forever().events(Keep::for_age(SECOND).and_newest(count));
+    assert_eq!(prune(bench, newest(3)).events, 1, "or by count");
+}
+
+/// More of them than a step looks at: what is behind them is looked for in longer and longer strides.
+pub(super) fn a_long_time_before_the_clock_was_set_is_looked_across(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    bench.now = BOOTED;
+    rows(bench, 20); // 1-20
+    let age = || Retention::forever().events(Keep::for_age(SECOND));
+    bench.now = START;
+    assert_eq!(
+        prune_by(bench, age(), 9, 2),
+        Pruned::default(),
+        "nothing is known"
+    );
+    rows(bench, 5); // 21-25
+    let pruned = prune_by(bench, age(), 9, 2);
+    assert_eq!(pruned.events, 0);
+    let next = pruned.next.expect("one of those five will be too old");
+    assert!(next > START.after(SECOND), "{next:?}");
+    bench.now = next;
+    let steps = std::iter::repeat_with(|| prune_by(bench, age(), 9, 2).events);
+    let gone: usize = steps.take_while(|gone| *gone > 0).sum();
+    assert!(gone >= 21, "{gone}");
+    // The only row that knows the time is the newest.
+    bench.now = BOOTED;
+    rows(bench, 20); // 26-45
+    bench.now = next;
+    rows(bench, 1); // 46
+    bench.later(2 * SECOND);
+    let steps = std::iter::repeat_with(|| prune_by(bench, age(), 9, 2).events);
+    steps.take_while(|gone| *gone > 0).for_each(drop);
+    assert_eq!(oldest(bench), 46);
+}
+
+/// A board that is never told the time has only this.
+pub(super) fn events_go_by_age_while_the_clock_was_never_set(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    bench.now = BOOTED;
+    rows(bench, 3); // 1-3
+    bench.later(SECOND);
+    let age = || Retention::forever().events(Keep::for_age(SECOND));
+    assert_eq!(prune(bench, age()).events, 2);
+}
+
 pub(super) fn dead_keys_are_dropped_and_live_ones_kept(bench: &mut Bench) {
     bench.register("import", "fetch");
     let keyed = |n: usize, hold| new_job("import").unique_key(format!("{n:03}"), hold);

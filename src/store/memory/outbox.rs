@@ -7,6 +7,8 @@
     )
 )]
 
+use std::ops::Range;
+
 use crate::delivery::{DeliveryId, DeliveryStatus, DeliveryTry};
 use crate::error::Result;
 use crate::job::JobId;
@@ -162,13 +164,14 @@ impl OutboxRows for Tx<'_> {
     fn prune_deliveries(
         &mut self,
         first: DeliveryId,
-        cutoff: Timestamp,
+        old: Range<Timestamp>,
         limit: usize,
     ) -> Result<(Vec<JobId>, Option<Timestamp>)> {
-        let ended = |data: &Data| {
+        let ended = |data: &Data, from: Timestamp| {
             let rows = data.deliveries.values();
             let mut ended: Vec<_> = rows
                 .filter_map(|row| Some((row.finished_at?, row.id)))
+                .filter(|(at, _)| *at >= from)
                 .collect();
             ended.sort();
             ended
@@ -177,15 +180,15 @@ impl OutboxRows for Tx<'_> {
             let row = data.deliveries.get(&id);
             row.is_some_and(|row| row.status == DeliveryStatus::Delivered)
         };
-        let over = ended(self.data);
+        let over = ended(self.data, old.start);
         let mut gone: Vec<_> = over
             .iter()
             .take(limit)
-            .filter(|(at, _)| *at < cutoff)
+            .filter(|(at, _)| *at < old.end)
             .map(|(_, id)| *id)
             .collect();
         if gone.is_empty() {
-            gone = over
+            gone = ended(self.data, Timestamp::from_millis(i64::MIN))
                 .iter()
                 .map(|(_, id)| *id)
                 .filter(|id| *id < first && is_delivered(self.data, *id))
@@ -199,7 +202,7 @@ impl OutboxRows for Tx<'_> {
             self.data.deliveries.remove(id);
             self.data.tries.remove(id);
         }
-        Ok((jobs, ended(self.data).first().map(|(at, _)| *at)))
+        Ok((jobs, ended(self.data, old.start).first().map(|(at, _)| *at)))
     }
 }
 

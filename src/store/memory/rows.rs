@@ -303,6 +303,11 @@ impl Rows for Tx<'_> {
         Ok(oldest.map(|(row, _)| (row.seq, row.at)).collect())
     }
 
+    fn event_time(&mut self, seq: Seq) -> Result<Option<Timestamp>> {
+        let last = self.data.events.range(..=seq).next_back();
+        Ok(last.map(|(_, (row, _))| row.at))
+    }
+
     fn delete_events(&mut self, before: Seq) -> Result<()> {
         let old: Vec<Seq> = self
             .data

@@ -592,6 +592,11 @@ impl Rows for Tx<'_> {
         prune::oldest_events(self, most)
     }
 
+    fn event_time(&mut self, seq: Seq) -> Result<Option<Timestamp>> {
+        let at = number(self.conn, prune::SELECT_EVENT_TIME, params![seq])?;
+        Ok(at.map(Timestamp::from_millis))
+    }
+
     fn delete_events(&mut self, before: Seq) -> Result<()> {
         self.write(prune::DELETE_OLD_EVENTS, params![before])
             .map(|_| ())

@@ -7,6 +7,7 @@
     )
 )]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
@@ -86,7 +87,7 @@ const SELECT_TRIES: &str = "SELECT at_ms, took_ms, status, error, answer FROM de
 const SELECT_BETWEEN: &str =
     "SELECT id FROM delivery WHERE created_at_ms >= ?1 AND created_at_ms < ?2 ORDER BY id LIMIT ?3";
 pub(super) const SELECT_OVER: &str = "SELECT id, job_id, finished_at_ms FROM delivery
-    WHERE status >= 1 ORDER BY finished_at_ms LIMIT ?1";
+    WHERE status >= 1 AND finished_at_ms >= ?1 ORDER BY finished_at_ms LIMIT ?2";
 pub(super) const SELECT_OLD: &str =
     "SELECT id, job_id FROM delivery WHERE id < ?1 AND status = 1 ORDER BY id LIMIT ?2";
 pub(super) const HAS_DELIVERIES: &str = "SELECT 1 FROM delivery WHERE job_id = ?1 LIMIT 1";
@@ -239,20 +240,20 @@ impl OutboxRows for Tx<'_> {
     fn prune_deliveries(
         &mut self,
         first: DeliveryId,
-        cutoff: Timestamp,
+        old: Range<Timestamp>,
         most: usize,
     ) -> Result<(Vec<JobId>, Option<Timestamp>)> {
-        let mut over = over(self.conn, most)?;
-        over.retain(|(.., at)| *at < cutoff);
+        let mut over = over(self.conn, old.start, most)?;
+        over.retain(|(.., at)| *at < old.end);
         let mut gone: Vec<_> = over.into_iter().map(|(id, job, _)| (id, job)).collect();
         if gone.is_empty() {
-            gone = old(self.conn, first, most)?;
+            gone = delivered(self.conn, first, most)?;
         }
         for (id, _) in &gone {
             self.write(DELETE_DELIVERY, params![id.as_i64()])?;
             self.write(DELETE_TRIES, params![id.as_i64()])?;
         }
-        let oldest = self::over(self.conn, 1)?.pop();
+        let oldest = self::over(self.conn, old.start, 1)?.pop();
         let jobs = gone.into_iter().map(|(_, job)| job).collect();
         Ok((jobs, oldest.map(|(.., at)| at)))
     }
@@ -433,7 +434,11 @@ fn ids(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<Delive
 }
 
 /// The oldest that were delivered, of events before `first`, and of which jobs they tell.
-fn old(conn: &Connection, first: DeliveryId, most: usize) -> Result<Vec<(DeliveryId, JobId)>> {
+fn delivered(
+    conn: &Connection,
+    first: DeliveryId,
+    most: usize,
+) -> Result<Vec<(DeliveryId, JobId)>> {
     let mut statement = read(conn.prepare_cached(SELECT_OLD))?;
     let rows = statement.query_map(params![first.as_i64(), limit(most)], |row| {
         Ok((
@@ -444,10 +449,14 @@ fn old(conn: &Connection, first: DeliveryId, most: usize) -> Result<Vec<(Deliver
     read(rows)?.map(read).collect()
 }
 
-/// The deliveries that ended first, of which jobs they tell, and when they ended.
-fn over(conn: &Connection, most: usize) -> Result<Vec<(DeliveryId, JobId, Timestamp)>> {
+/// The deliveries that ended first, from a time on; of which jobs they tell, and when they ended.
+fn over(
+    conn: &Connection,
+    from: Timestamp,
+    most: usize,
+) -> Result<Vec<(DeliveryId, JobId, Timestamp)>> {
     let mut statement = read(conn.prepare_cached(SELECT_OVER))?;
-    let rows = statement.query_map([limit(most)], |row| {
+    let rows = statement.query_map([from.as_millis(), limit(most)], |row| {
         Ok((
             DeliveryId::from_i64(row.get(0)?),
             JobId::from_i64(row.get(1)?),

@@ -21,6 +21,8 @@ pub(super) const DELETE_HOLDER: &str = "DELETE FROM unique_key WHERE type_id = ?
 pub(super) const DELETE_HOLDER_OF: &str = "DELETE FROM unique_key WHERE type_id = ?1
     AND key = (SELECT unique_key FROM job WHERE id = ?2) AND job_id = ?2 AND hold < 2";
 pub(super) const SELECT_OLD_EVENTS: &str = "SELECT seq, at_ms FROM event ORDER BY seq LIMIT ?1";
+pub(super) const SELECT_EVENT_TIME: &str =
+    "SELECT at_ms FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1";
 pub(super) const DELETE_OLD_EVENTS: &str = "DELETE FROM event WHERE seq < ?1";
 
 /// Looks at the next `most` unique keys, and drops those that stand for nothing any more.

@@ -70,6 +70,7 @@ const HOT: &[(&str, &str)] = &[
     (prune::DELETE_HOLDER, BY_KEY),
     (prune::DELETE_HOLDER_OF, BY_KEY),
     (prune::DELETE_OLD_EVENTS, BY_ID),
+    (prune::SELECT_EVENT_TIME, BY_ID),
     // In the order of the key, and only as far as the LIMIT.
     (prune::SELECT_OLD_EVENTS, "SCAN event"),
     (rows::SELECT_HEAD, "SCAN event"),
@@ -93,7 +94,10 @@ const HOT: &[(&str, &str)] = &[
         "USING COVERING INDEX delivery_line (endpoint_id=? AND job_id=?)",
     ),
     (outbox::TRIM_TRIES, "USING COVERING INDEX delivery_try_of"),
-    (outbox::SELECT_OVER, "USING INDEX delivery_over"),
+    (
+        outbox::SELECT_OVER,
+        "USING INDEX delivery_over (finished_at_ms>?)",
+    ),
     (
         outbox::SELECT_OLD,
         "USING INDEX delivery_done (status=? AND rowid<?)",
