@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::config::MESSAGE_BYTES_MAX;
 use crate::error::ErrorKind;
 use crate::event::EventKind;
 use crate::job::{BulkAction, CancelOutcome, ErrorCause, JobId, JobStatus, PhaseStatus, RetryFrom};
@@ -407,4 +408,16 @@ pub(super) fn a_planned_job_can_be_claimed_and_an_unplannable_one_fails(bench: &
         bench.one(set(id, Err("late".to_owned()))).expect("ignored");
     }
     assert_eq!(bench.row(good), row);
+}
+
+/// Only what handlers say was cut to its limit: the error of a planner was stored, logged and sent whole.
+pub(super) fn a_long_error_of_a_planner_is_kept_within_its_limit(bench: &mut Bench) {
+    bench.register_as("planned", None, None);
+    let id = bench.enqueue(new_job("planned"));
+    let problem = "x".repeat(MESSAGE_BYTES_MAX + 1);
+    let plan = Err(problem.clone());
+    bench.one(Op::SetPlan { id, plan }).expect("failed");
+    let message = &bench.job(id).errors[0].message;
+    assert_eq!(*message, problem[1..]);
+    assert_eq!(bench.data(id, EventKind::Failed)["message"], **message);
 }

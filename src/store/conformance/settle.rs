@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::config::{ERRORS_KEPT, MESSAGE_BYTES_MAX};
+use crate::config::{BACKTRACE_BYTES_MAX, ERRORS_KEPT, MESSAGE_BYTES_MAX};
 use crate::error::ErrorKind;
 use crate::event::EventKind;
 use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, PhaseStatus, RetryFrom};
 use crate::store::conformance::{Bench, MS, SECOND, START, again, fault, ids, new_job, refused};
 use crate::store::conformance::{plan, settle};
-use crate::store::ops::{ClaimRequest, Op, Release};
+use crate::store::ops::{ClaimRequest, Fault, Op, Release};
 use crate::store::{Done, Filter};
 use crate::transition::{Edge, Flags, Input, JobRow, Tries, Verdict};
 
@@ -153,6 +153,29 @@ pub(super) fn a_reason_behind_a_long_message_keeps_it_within_its_limit(bench: &m
     let message = &bench.job(row.id).errors[0].message;
     assert_eq!(message.len(), MESSAGE_BYTES_MAX);
     assert!(message.ends_with("xx (no time for another try: deadline)"));
+}
+
+/// What stops a phase before its handler is entered has no runner to cut its message.
+pub(super) fn a_long_error_is_kept_within_its_limit_whoever_it_is_from(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    let row = bench.start(new_job("import"));
+    let long = Fault {
+        backtrace: Some("y".repeat(BACKTRACE_BYTES_MAX + 1)),
+        ..fault(&"x".repeat(MESSAGE_BYTES_MAX + 1))
+    };
+    let input = Input::PhaseFailed {
+        epoch: row.epoch,
+        verdict: Verdict::Fail,
+    };
+    bench.settle(&row, input, None, Some(long)).expect("failed");
+    let error = &bench.job(row.id).errors[0];
+    assert_eq!(error.message.len(), MESSAGE_BYTES_MAX);
+    let backtrace = error.backtrace.as_ref().expect("it has one");
+    assert_eq!(backtrace.len(), BACKTRACE_BYTES_MAX);
+    assert_eq!(
+        bench.data(row.id, EventKind::Failed)["message"],
+        *error.message
+    );
 }
 
 pub(super) fn snooze_is_not_charged(bench: &mut Bench) {

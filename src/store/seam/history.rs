@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use crate::config::{BACKTRACE_BYTES_MAX, MESSAGE_BYTES_MAX, truncate};
 use crate::event::Change;
 use crate::job::{ErrorCause, InterruptionReason};
 use crate::store::ErrorRow;
@@ -11,6 +12,7 @@ use crate::store::ops::Fault;
 use crate::time::Timestamp;
 use crate::transition::{JobRow, Transition};
 
+/// Within its limits, whoever says it: the log and webhooks take the text from this row.
 pub(super) fn fault_row(
     fault: &Fault,
     phase: Option<Arc<str>>,
@@ -22,14 +24,19 @@ pub(super) fn fault_row(
         message,
         backtrace,
     } = fault;
+    let (mut message, mut backtrace) = (message.clone(), backtrace.clone());
+    truncate(&mut message, MESSAGE_BYTES_MAX);
+    if let Some(backtrace) = &mut backtrace {
+        truncate(backtrace, BACKTRACE_BYTES_MAX);
+    }
     ErrorRow {
         phase,
         attempt: before.attempt,
         at,
         since: before.phase_started_at,
         cause: *cause,
-        message: message.clone(),
-        backtrace: backtrace.clone(),
+        message,
+        backtrace,
     }
 }
 
