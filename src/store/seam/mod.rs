@@ -20,6 +20,8 @@ mod settle;
 
 pub(crate) use enqueue::may_hold;
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -73,7 +75,7 @@ pub(crate) fn run(
         writes: 0,
         claims: Claims::default(),
         named: None,
-        mail: Vec::new(),
+        mail: BTreeSet::new(),
         marked: None,
     };
     let mut answers = Vec::with_capacity(ops.len());
@@ -100,7 +102,7 @@ pub(crate) fn run(
         answers,
         claims,
         head,
-        mail,
+        mail: mail.into_iter().collect(),
         last_row_seq,
         has_written,
     })
@@ -130,7 +132,7 @@ struct Commit<'a> {
     claims: Claims,
     /// The endpoints of the configuration, once somebody has looked.
     named: Option<Vec<EndpointRow>>,
-    mail: Vec<i64>,
+    mail: BTreeSet<i64>,
     /// Head, pending row and writes as they were at the mark.
     marked: Option<(Head, Option<EventRow>, u64)>,
 }

@@ -145,9 +145,7 @@ impl Commit<'_> {
 
     /// Something of this endpoint may be sent.
     fn mail(&mut self, endpoint_id: i64) {
-        if !self.mail.contains(&endpoint_id) {
-            self.mail.push(endpoint_id);
-        }
+        self.mail.insert(endpoint_id);
     }
 
     /// Records what came of a try. A delivery that is gone, or over by now, is none of its business any more.
