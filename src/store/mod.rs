@@ -225,7 +225,7 @@ pub(crate) trait Rows: outbox::OutboxRows {
     fn next_due(&mut self, type_id: i64, now: Timestamp) -> Result<Option<Timestamp>>;
     /// Running jobs of a type, at most `limit`.
     fn running(&mut self, type_id: i64) -> Result<u32>;
-    /// Ids of the jobs with this status (and type) after `after`, ascending, at most `limit`.
+    /// Ids of the jobs with this status (and type), ascending. When there are more than `limit`, any of them.
     fn ids(&mut self, status: JobStatus, type_id: Option<i64>, limit: usize) -> Result<Vec<JobId>>;
     /// Terminal jobs of a status in the order in which they ended, those first that ended before `cutoff`.
     fn oldest_ended(

@@ -19,7 +19,7 @@ use crate::store::sqlite::known::Known;
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, job_columns, limit, number, phase_key, read};
 use crate::store::sqlite::updates::Updates;
-use crate::store::sqlite::{due, prune};
+use crate::store::sqlite::{by_status, due, prune};
 use crate::store::view;
 use crate::store::{Details, ErrorRow, EventRow, Failure, Head, Holder, PhaseDone, Rows, TypeRow};
 use crate::time::Timestamp;
@@ -80,16 +80,6 @@ const TOUCH: &str = "INSERT OR REPLACE INTO meta (key, value)
 const PUT_PAUSED: &str = "INSERT OR REPLACE INTO meta (key, value) VALUES ('paused', ?1)";
 pub(super) const COUNT_RUNNING: &str =
     "SELECT count(*) FROM job WHERE status = 1 AND status <= 1 AND type_id = ?1";
-/// Each from its index, in which the others are not.
-pub(super) const COUNT_LIVE: &str = "SELECT count(*) FROM job WHERE status = ?1 AND status <= 1";
-pub(super) const COUNT_OVER: &str = "SELECT count(*) FROM job WHERE status = ?1 AND status >= 2";
-const SELECT_LIVE_IDS: &str = "SELECT id FROM job
-    WHERE status = ?1 AND status <= 1 AND (?2 IS NULL OR type_id = ?2) ORDER BY id LIMIT ?3";
-const SELECT_OVER_IDS: &str = "SELECT id FROM job
-    WHERE status = ?1 AND status >= 2 AND (?2 IS NULL OR type_id = ?2) ORDER BY id LIMIT ?3";
-pub(super) const SELECT_OLDEST_OVER: &str = "SELECT id FROM job
-    WHERE status = ?1 AND status >= 2 AND finished_at_ms >= ?2 AND finished_at_ms < ?3
-    ORDER BY finished_at_ms, id LIMIT ?4";
 pub(super) const SELECT_HOLDER: &str =
     "SELECT job_id, hold, expires_ms FROM unique_key WHERE type_id = ?1 AND key = ?2";
 const PUT_HOLDER: &str =
@@ -186,12 +176,6 @@ impl Tx<'_> {
         done.inspect_err(|error| self.failed = Some(error.duplicate()))
     }
 
-    fn ids(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<JobId>> {
-        let mut statement = read(self.conn.prepare_cached(sql))?;
-        let ids = read(statement.query_map(params, |row| row.get(0).map(JobId::from_i64)))?;
-        ids.map(read).collect()
-    }
-
     fn type_row(&self, sql: &str, key: &dyn ToSql) -> Result<Option<TypeRow>> {
         let mut statement = read(self.conn.prepare_cached(sql))?;
         let row = statement.query_row([key], |row| {
@@ -239,17 +223,7 @@ impl Rows for Tx<'_> {
 
     fn recount(&mut self) -> Result<[i64; 5]> {
         self.flush()?;
-        let mut counts = [0; 5];
-        for status in JobStatus::ALL {
-            let sql = if status.is_terminal() {
-                COUNT_OVER
-            } else {
-                COUNT_LIVE
-            };
-            let count = number(self.conn, sql, params![status.code()])?;
-            counts[status as usize] = count.unwrap_or(0);
-        }
-        Ok(counts)
+        by_status::counts(self.conn)
     }
 
     fn tag_at(&mut self, seq: Seq) -> Result<Option<i64>> {
@@ -535,12 +509,7 @@ impl Rows for Tx<'_> {
 
     fn ids(&mut self, status: JobStatus, type_id: Option<i64>, most: usize) -> Result<Vec<JobId>> {
         self.flush()?;
-        let sql = if status.is_terminal() {
-            SELECT_OVER_IDS
-        } else {
-            SELECT_LIVE_IDS
-        };
-        Tx::ids(self, sql, params![status.code(), type_id, limit(most)])
+        by_status::ids(self.conn, status, type_id, most)
     }
 
     fn oldest_ended(
@@ -551,9 +520,9 @@ impl Rows for Tx<'_> {
         most: usize,
     ) -> Result<Vec<JobId>> {
         self.flush()?;
-        Tx::ids(
-            self,
-            SELECT_OLDEST_OVER,
+        by_status::select(
+            self.conn,
+            by_status::SELECT_OLDEST_OVER,
             params![
                 status.code(),
                 from.as_millis(),

@@ -1,10 +1,11 @@
 //! The SQLite backend. L2; nothing of `rusqlite` is named outside this folder.
 //!
 //! `open` makes connections, `commit` writes jobs and events, and nothing else does but `updates` and `inserts`, which write what
-//! happens to neighbouring jobs at once. `held` keeps statements at hand, `due` finds what can be claimed, `prune` has the
-//! statements of retention, `rows` turns columns into types, `read` is the reading side, `names` remembers job types and
+//! happens to neighbouring jobs at once. `held` keeps statements at hand, `by_status` finds jobs, `due` what can be claimed, `prune`
+//! has the statements of retention, `rows` turns columns into types, `read` is the reading side, `names` remembers job types and
 //! plans, `known` what was written last.
 
+mod by_status;
 mod check;
 mod commit;
 mod due;
