@@ -1,9 +1,10 @@
 //! What the log says of a job: its changes, followed one after another, lead to what its row must be. L2, pure.
 //!
 //! The way back of [`transition::decide`](crate::transition::decide), made from the log alone and sharing no code with it: a mistake
-//! in one of them shows as a difference between log and row. The log does not tell everything. A rewind, and a new plan
-//! for a job that waits, move a pending job to an earlier phase without saying to which; the next claim says it. So the phase of a
-//! pending job is known exactly only while tries are charged to it (`phase_attempt`), and else is an upper limit.
+//! in one of them shows as a difference between log and row. The log does not tell everything. A rewind, which looks like any other
+//! failed try but for the tries of its phase (`phase_attempt`), and a new plan for a job that waits move a pending job to an
+//! earlier phase without saying to which; the next claim says it. So the phase of a pending job is an upper limit after those,
+//! and is known exactly after everything else. A start that lay in the past when the job was enqueued is not told either.
 //!
 //! A job whose oldest changes were deleted by retention is followed from the first change that is left; what only the older ones
 //! knew is `None`.
@@ -14,6 +15,7 @@ use crate::config::MESSAGE_BYTES_MAX;
 use crate::event::{Change, EventKind, LoggedChange, Seq};
 use crate::job::{ErrorCause, InterruptionReason, JobStatus};
 use crate::store::Part;
+use crate::time::Timestamp;
 use crate::transition::JobRow;
 
 /// What the log says of a job so far.
@@ -23,16 +25,20 @@ pub(crate) struct Told {
     pub(crate) last_seq: Seq,
     pub(crate) status: JobStatus,
     pub(crate) attempt: u32,
-    /// Completed phases; of a pending job at most as many.
+    /// Completed phases; of a pending job at most as many, where [`Told::may_go_back`].
     pub(crate) phase_index: u32,
+    /// The change that made it pending may have been a rewind.
+    pub(crate) may_go_back: bool,
     pub(crate) epoch: Option<i64>,
     pub(crate) crash_count: Option<u32>,
     pub(crate) type_id: i64,
     pub(crate) plan_id: i64,
+    /// When it may start, while it waits; when it ended, once it is over.
+    pub(crate) time: Option<Timestamp>,
 }
 
 /// A whole log is followed at once.
-const _: () = assert!(size_of::<Told>() <= 64);
+const _: () = assert!(size_of::<Told>() <= 80);
 
 /// One change of one job, with what a [`LoggedChange`] leaves out.
 pub(crate) struct Logged<'a> {
@@ -93,10 +99,25 @@ pub(crate) fn compare(told: &Told, row: &JobRow, broken: &mut Vec<Broken>) {
     if !waits {
         differ("S9", "plan_id", told.plan_id, row.plan_id);
     }
-    let may_be_less = waits && row.phase_attempt == 0 && row.phase_index < told.phase_index;
-    if !may_be_less {
+    let may_go_back = told.may_go_back && row.phase_attempt == 0 || told.plan_id != row.plan_id;
+    let is_less = waits && may_go_back && row.phase_index < told.phase_index;
+    if !is_less {
         let (log, row) = (told.phase_index.into(), row.phase_index.into());
         differ("S9", "phase_index", log, row);
+    }
+    let row_status = row.status;
+    let (what, time) = match row_status {
+        JobStatus::Pending => ("run_at_ms", Some(row.run_at)),
+        JobStatus::Running => return,
+        JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {
+            ("finished_at_ms", row.finished_at)
+        }
+    };
+    // Of another status the log tells another time.
+    if let (Some(log), Some(row)) = (told.time, time)
+        && told.status == row_status
+    {
+        differ("S9", what, log.as_millis(), row.as_millis());
     }
 }
 
@@ -137,10 +158,12 @@ fn guess(logged: &Logged<'_>) -> Told {
         status: told_status(change).unwrap_or(sources(change.change)[0]),
         attempt: change.attempt,
         phase_index: change.phase_index,
+        may_go_back: true,
         epoch: None,
         crash_count: None,
         type_id: logged.type_id,
         plan_id: logged.plan_id,
+        time: None,
     };
     if is_creation(change.change) {
         return Told {
@@ -241,7 +264,8 @@ fn check_numbers(before: &Told, logged: &Logged<'_>, broken: &mut Vec<Broken>) {
         differ("attempt", change.attempt, attempt);
     }
     let waited = before.status == JobStatus::Pending;
-    let is_moved = waited && change.phase_index < before.phase_index;
+    let may_go_back = before.may_go_back || logged.plan_id != before.plan_id;
+    let is_moved = waited && may_go_back && change.phase_index < before.phase_index;
     if change.phase_index != before.phase_index && !is_moved {
         differ("phase", change.phase_index, before.phase_index);
     }
@@ -343,7 +367,12 @@ fn after(before: &Told, logged: &Logged<'_>) -> Option<Told> {
         plan_id: logged.plan_id,
         ..*before
     };
-    let to = |status| Told { status, ..same };
+    let to = |status| Told {
+        status,
+        may_go_back: change.change == Change::FailedAndRetrying,
+        time: time_after(change),
+        ..same
+    };
     let uncharged = Told {
         attempt: change.attempt.saturating_sub(1),
         ..to(JobStatus::Pending)
@@ -389,7 +418,31 @@ fn after(before: &Told, logged: &Logged<'_>) -> Option<Told> {
             },
             ..to(JobStatus::Pending)
         },
-        Change::WebhookDelivered | Change::WebhookFailed => to(before.status),
+        Change::WebhookDelivered | Change::WebhookFailed => same,
         Change::Deleted => return None,
     })
+}
+
+/// When a change lets the job start, or ends it, if it says so.
+fn time_after(change: &LoggedChange) -> Option<Timestamp> {
+    match change.change {
+        Change::Created | Change::FailedAndRetrying | Change::Snoozed => {
+            let run_at = change.data.get("run_at").and_then(Value::as_i64);
+            run_at.map(Timestamp::from_millis)
+        }
+        Change::AdvancedAndReleased
+        | Change::Interrupted
+        | Change::Retried
+        | Change::Completed
+        | Change::Failed
+        | Change::Expired
+        | Change::Cancelled
+        | Change::InterruptedAndFailed => Some(change.at),
+        Change::CreatedAndClaimed
+        | Change::Claimed
+        | Change::Advanced
+        | Change::WebhookDelivered
+        | Change::WebhookFailed
+        | Change::Deleted => None,
+    }
 }

@@ -315,7 +315,8 @@ pub(super) fn an_outcome_for_a_job_that_is_not_running_changes_nothing(bench: &m
     bench.register("import", "fetch");
     let ended = |bench: &mut Bench, input: Input| {
         let row = bench.start(new_job("import"));
-        bench.settle(&row, input, Some("1"), None);
+        let fails = matches!(input, Input::PhaseFailed { .. });
+        bench.settle(&row, input, Some("1"), fails.then(|| fault("boom")));
         row
     };
     let epoch = 1;

@@ -15,20 +15,22 @@
 //! | S8 | event numbers rise without a gap; the counters follow from the changes, and agree with a recount | `log` |
 //! | S9 | the changes of a job, followed, give its row | `log` |
 //! | S10 | one series of attempts ends once | `log` |
+//! | S11 | a delivery is of the job and the kind of its event; of each line the first that is pending may be sent, and no other | `rules`, `deliveries` |
 //! | S12 | names, values and messages are within their limits, and JSON is JSON | `rules`, `values` |
 //!
 //! Not here:
 //! - S6 (nothing runs under an owner that is gone): whether an owner lives is not in the file. After a recovery and before the first claim,
 //!   [`Head::counts`](crate::store::Head) must say that nothing is running; S8 proves that the count is right.
 //! - S7's limit: how many crashes are allowed is a setting of the process, not of the file.
-//! - S11 (deliveries): there are no webhooks in the file yet.
+//! - S11, that each event has a delivery for each endpoint that wanted to know: what those wanted then is not in the file.
 //! - `foreign_key_check`: the tables declare no foreign keys, so that it could never find anything; S2 asks instead.
 //!
-//! All passes stream. The log is read once in its order, with about 140 bytes of memory for each job that it tells of and that was
-//! not deleted; everything else needs no memory that grows with the file. A million jobs that are all in the log take 5 s and 140 MB;
+//! All passes stream. The log is read once in its order, with about 170 bytes of memory for each job that it tells of and that was
+//! not deleted; everything else needs no memory that grows with the file. A million jobs that are all in the log take 5 s and 170 MB;
 //! by default the log keeps a million events, so a fifth as many jobs. A snapshot is held meanwhile, and SQLite's own log
 //! grows until the end.
 
+mod deliveries;
 mod log;
 mod rules;
 #[cfg(test)]
@@ -64,6 +66,8 @@ fn run_with(conn: &Connection, value_bytes_max: usize) -> Result<Vec<String>> {
     if same {
         let kept = rules::check(conn, &mut findings);
         findings.note(kept)?;
+        let told = deliveries::check(conn, &mut findings);
+        findings.note(told)?;
         let readable = values::check(conn, value_bytes_max, &mut findings);
         findings.note(readable)?;
         let replayed = log::check(conn, &mut findings);

@@ -206,6 +206,11 @@ pub(super) const RULES: &[Rule] = &[
         "SELECT 'job ' || (id >> 8) || ': the result of phase ' || (id & 255) || ' is of attempt ' || attempt FROM phase
         WHERE attempt < 1 ORDER BY id",
     ),
+    (
+        "S5",
+        "SELECT 'job ' || id || ': has failed, and no error says why' FROM job
+        WHERE status = 3 AND NOT EXISTS (SELECT 1 FROM job_error WHERE job_id = job.id) ORDER BY id",
+    ),
     // ---- S7: crashes ----
     (
         "S7",

@@ -129,6 +129,38 @@ pub(super) const WAYS: &[Way] = &[
         &["S9 job 15: the log says phase_index 1, the row says 2"],
     ),
     (
+        "an earlier phase after a change that leads to none",
+        "UPDATE job SET phase_index = 0 WHERE id = 8; DELETE FROM phase WHERE id >> 8 = 8",
+        &["S9 job 8: the log says phase_index 1, the row says 0"],
+    ),
+    (
+        "an earlier phase in the log after a change that leads to none",
+        "INSERT INTO event VALUES (97, 1, (SELECT last_seq FROM job WHERE id = 8), 0, 8, 1, 1, 10, 1, 0, 0, NULL, '22 11 2 2 3 3 1');
+        UPDATE job SET status = 4, finished_at_ms = 1, last_seq = 97, phase_index = 0 WHERE id = 8;
+        DELETE FROM phase WHERE id >> 8 = 8",
+        &["S9 job 8: event 97 tells of phase 0, the log before it of 1"],
+    ),
+    (
+        "another end",
+        "UPDATE job SET finished_at_ms = 5 WHERE id = 5",
+        &["S9 job 5: the log says finished_at_ms 1800000000019, the row says 5"],
+    ),
+    (
+        "another start",
+        "UPDATE job SET run_at_ms = 5 WHERE id = 6",
+        &["S9 job 6: the log says run_at_ms 1800000060024, the row says 5"],
+    ),
+    (
+        "another start of a job that was not run yet",
+        "UPDATE job SET run_at_ms = 5 WHERE id = 20",
+        &["S9 job 20: the log says run_at_ms 1800000060061, the row says 5"],
+    ),
+    (
+        "another start of a job that was given back",
+        "UPDATE job SET run_at_ms = 5 WHERE id = 8",
+        &["S9 job 8: the log says run_at_ms 1800000000031, the row says 5"],
+    ),
+    (
         "another plan",
         "INSERT INTO plan VALUES (3, '[[\"x\",1]]'); UPDATE job SET plan_id = 3 WHERE id = 13",
         &["S9 job 13: the log says plan_id 2, the row says 3"],
@@ -250,6 +282,7 @@ pub(super) const WAYS: &[Way] = &[
         &[
             "S4 job 22: is not completed, and all its phases are",
             "S10 job 22: event 97 (job:cancelled) comes after event 95, which ended the job as completed",
+            "S9 job 22: the log says finished_at_ms 1, the row says 1800000000063",
         ],
     ),
     (

@@ -40,7 +40,10 @@ pub(super) const WAYS: &[Way] = &[
         SELECT 'index', 'job_over', 'job', value + 0, 'CREATE INDEX job_over ON job (status, finished_at_ms) WHERE status >= 2'
         FROM meta WHERE key = 'kept';
         DELETE FROM meta WHERE key = 'kept';",
-        &["S1 row 4 missing from index job_over"],
+        &[
+            "S1 row 4 missing from index job_over",
+            "S9 job 4: the log says finished_at_ms 1800000000014, the row says 5",
+        ],
     ),
     (
         "an index that is gone",
@@ -191,7 +194,10 @@ pub(super) const WAYS: &[Way] = &[
     (
         "a job that lost its errors",
         "DELETE FROM job_error WHERE job_id = 5",
-        &["S2 job 5: has a flag and no errors"],
+        &[
+            "S2 job 5: has a flag and no errors",
+            "S5 job 5: has failed, and no error says why",
+        ],
     ),
     (
         "errors of a job that has none",
@@ -356,6 +362,11 @@ pub(super) const WAYS: &[Way] = &[
         &["S5 job 4: the result of phase 0 is of attempt 0"],
     ),
     (
+        "a failure without an error",
+        "DELETE FROM job_error WHERE job_id = 17; UPDATE job SET flags = flags & ~1 WHERE id = 17",
+        &["S5 job 17: has failed, and no error says why"],
+    ),
+    (
         "a failure without a kind",
         "UPDATE event SET data = NULL WHERE seq = 28",
         &["S5 job 5: event 28 is a failure that names no kind of error"],
@@ -491,21 +502,21 @@ pub(super) const WAYS: &[Way] = &[
     // ---- S11 ----
     (
         "a delivery that nobody sends",
-        "INSERT INTO delivery VALUES (2561, 9, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
-        &["S11 delivery 2561: is pending, and its endpoint 9 is gone"],
+        "INSERT INTO delivery VALUES (22785, 9, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
+        &["S11 delivery 22785: is pending, and its endpoint 9 is gone"],
     ),
     (
         "a delivery that waits for ever",
         "INSERT INTO endpoint VALUES (1, 'a', 'http://a', 1, '[]', 1, NULL);
-        INSERT INTO delivery VALUES (2561, 1, 19, 0, 'http://a', '{}', 0, 0, NULL, 5, NULL, NULL, NULL)",
-        &["S11 delivery 2561: waits for an earlier one, and there is none"],
+        INSERT INTO delivery VALUES (22785, 1, 19, 0, 'http://a', '{}', 0, 0, NULL, 5, NULL, NULL, NULL)",
+        &["S11 delivery 22785: waits for an earlier one, and there is none"],
     ),
     (
         "a delivery before its turn",
         "INSERT INTO endpoint VALUES (1, 'a', 'http://a', 1, '[]', 1, NULL);
-        INSERT INTO delivery VALUES (2561, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL),
-          (2817, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
-        &["S11 delivery 2817: may be sent, and an earlier one of its line is pending"],
+        INSERT INTO delivery VALUES (22785, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL),
+          (22786, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
+        &["S11 delivery 22786: may be sent, and an earlier one of its line is pending"],
     ),
     (
         "a delivery of what never happened, of a kind that does not exist",
@@ -515,6 +526,16 @@ pub(super) const WAYS: &[Way] = &[
             "S11 delivery 25600000: its event 100000 is not in the log",
             "S12 delivery 25600000: body: it is not JSON",
         ],
+    ),
+    (
+        "a delivery of another job's event",
+        "INSERT INTO delivery VALUES (23041, 1, 19, 0, 'http://a', '{}', 1, 1, NULL, 5, 6, 200, NULL)",
+        &["S11 delivery 23041: tells of job 19, event 90 is of job 20"],
+    ),
+    (
+        "a delivery of another kind than its event",
+        "INSERT INTO delivery VALUES (23041, 1, 20, 8, 'http://a', '{}', 1, 1, NULL, 5, 6, 200, NULL)",
+        &["S11 delivery 23041: tells of kind 8, event 90 is job:created"],
     ),
     (
         "a try of nothing",
