@@ -66,8 +66,20 @@ struct Data {
     /// Has a row while the queue is paused.
     paused: Table<(), ()>,
     endpoints: Table<i64, EndpointRow>,
+    named_endpoints: Table<Arc<str>, i64>,
+    /// Endpoints of jobs by what they are: URL, events, keys.
+    same_endpoints: Table<(String, i64, Vec<String>), i64>,
     job_endpoints: Table<(JobId, i64), ()>,
+    endpoint_jobs: Table<(i64, JobId), ()>,
     deliveries: Table<DeliveryId, DeliveryRow>,
+    job_deliveries: Table<(JobId, DeliveryId), ()>,
+    /// Pending deliveries of each endpoint and job.
+    lines: Table<(i64, JobId, DeliveryId), ()>,
+    /// Those of each endpoint that have a time, in the order of sending.
+    timed: Table<(i64, Timestamp, DeliveryId), ()>,
+    /// Deliveries that are over in the order in which they ended, and those that were delivered.
+    ended: Table<(Timestamp, DeliveryId), ()>,
+    delivered: Table<DeliveryId, ()>,
     tries: Table<DeliveryId, Vec<DeliveryTry>>,
 }
 
@@ -146,8 +158,16 @@ macro_rules! each_table {
         $data.holders.$verb();
         $data.paused.$verb();
         $data.endpoints.$verb();
+        $data.named_endpoints.$verb();
+        $data.same_endpoints.$verb();
         $data.job_endpoints.$verb();
+        $data.endpoint_jobs.$verb();
         $data.deliveries.$verb();
+        $data.job_deliveries.$verb();
+        $data.lines.$verb();
+        $data.timed.$verb();
+        $data.ended.$verb();
+        $data.delivered.$verb();
         $data.tries.$verb();
     }};
 }

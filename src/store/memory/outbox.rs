@@ -7,40 +7,84 @@
     )
 )]
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::delivery::{DeliveryId, DeliveryStatus, DeliveryTry};
 use crate::error::Result;
 use crate::job::JobId;
 use crate::store::SCAN_MAX;
 use crate::store::memory::rows::Tx;
-use crate::store::memory::{Data, Shared};
+use crate::store::memory::{Data, EARLIEST, Shared};
 use crate::store::outbox::{
     DeliveryFilter, DeliveryRow, EndpointRow, OutboxReader, OutboxRows, TRIES_KEPT,
 };
 use crate::time::Timestamp;
 
+const FIRST: DeliveryId = DeliveryId::from_i64(i64::MIN);
+const LAST: DeliveryId = DeliveryId::from_i64(i64::MAX);
+const ANY_JOB: RangeInclusive<JobId> = JobId::from_i64(i64::MIN)..=JobId::from_i64(i64::MAX);
+
 impl Data {
-    fn pending_deliveries(&self) -> impl Iterator<Item = &DeliveryRow> {
-        let rows = self.deliveries.values();
-        rows.filter(|row| row.status == DeliveryStatus::Pending)
+    /// Writes a delivery's row and its places in the indexes.
+    fn put_delivery(&mut self, row: &DeliveryRow) {
+        self.remove_delivery(row.id);
+        self.job_deliveries.put((row.job_id, row.id), ());
+        if row.status == DeliveryStatus::Pending {
+            self.lines.put((row.endpoint_id, row.job_id, row.id), ());
+        }
+        if row.status == DeliveryStatus::Delivered {
+            self.delivered.put(row.id, ());
+        }
+        if let Some(at) = row.next_at {
+            self.timed.put((row.endpoint_id, at, row.id), ());
+        }
+        if let Some(at) = row.finished_at {
+            self.ended.put((at, row.id), ());
+        }
+        self.deliveries.put(row.id, row.clone());
+    }
+
+    fn remove_delivery(&mut self, id: DeliveryId) {
+        let Some(row) = self.deliveries.get(&id) else {
+            return;
+        };
+        let (endpoint_id, job) = (row.endpoint_id, row.job_id);
+        let (next_at, finished_at) = (row.next_at, row.finished_at);
+        self.deliveries.remove(&id);
+        self.job_deliveries.remove(&(job, id));
+        self.lines.remove(&(endpoint_id, job, id));
+        self.delivered.remove(&id);
+        if let Some(at) = next_at {
+            self.timed.remove(&(endpoint_id, at, id));
+        }
+        if let Some(at) = finished_at {
+            self.ended.remove(&(at, id));
+        }
     }
 
     /// Those of an endpoint that have a time, in the order of sending.
-    fn in_order(&self, endpoint_id: i64) -> Vec<&DeliveryRow> {
-        let timed = |row: &&DeliveryRow| row.endpoint_id == endpoint_id && row.next_at.is_some();
-        let mut rows: Vec<_> = self.pending_deliveries().filter(timed).collect();
-        rows.sort_by_key(|row| (row.next_at, row.id));
-        rows
+    fn in_order(&self, endpoint_id: i64) -> impl Iterator<Item = (Timestamp, DeliveryId)> {
+        let range = (endpoint_id, EARLIEST, FIRST)..=(endpoint_id, Timestamp::MAX, LAST);
+        self.timed.range(range).map(|((_, at, id), ())| (*at, *id))
     }
+
+    /// Deliveries that ended at this time or later, the first first.
+    fn ended_from(&self, from: Timestamp) -> impl Iterator<Item = (Timestamp, DeliveryId)> {
+        self.ended.range((from, FIRST)..).map(|(key, ())| *key)
+    }
+}
+
+/// What an endpoint of jobs is found by; one of the configuration is found by its name.
+fn same_key(row: &EndpointRow) -> Option<(String, i64, Vec<String>)> {
+    let spec = &row.spec;
+    let key = || (spec.url.clone(), spec.events.0, spec.secrets.clone());
+    row.name.is_none().then(key)
 }
 
 impl OutboxRows for Tx<'_> {
     fn named_endpoints(&mut self) -> Result<Vec<EndpointRow>> {
-        let rows = self.data.endpoints.values();
-        let mut named: Vec<_> = rows.filter(|row| row.name.is_some()).cloned().collect();
-        named.sort_by_key(|row| row.name.clone());
-        Ok(named)
+        let ids = self.data.named_endpoints.values();
+        Ok(ids.map(|id| self.data.endpoints[id].clone()).collect())
     }
 
     fn endpoints_of(&mut self, job: JobId) -> Result<Vec<EndpointRow>> {
@@ -59,30 +103,32 @@ impl OutboxRows for Tx<'_> {
     }
 
     fn put_endpoint(&mut self, row: &EndpointRow) -> Result<i64> {
-        let is_same = |known: &&EndpointRow| known.name.is_none() && known.spec == row.spec;
-        let known = self
-            .data
-            .endpoints
-            .values()
-            .find(is_same)
-            .map(|known| known.id);
+        let key = same_key(row);
+        let known = key
+            .as_ref()
+            .and_then(|key| self.data.same_endpoints.get(key));
         let id = match (row.id, known) {
-            (0, Some(known)) if row.name.is_none() => return Ok(known),
-            (0, _) => self
-                .data
-                .endpoints
-                .last_key_value()
-                .map_or(1, |(id, _)| id + 1),
+            (0, Some(known)) => return Ok(*known),
+            (0, None) => {
+                let newest = self.data.endpoints.last_key_value();
+                newest.map_or(1, |(id, _)| id + 1)
+            }
             (id, _) => id,
         };
-        self.data
-            .endpoints
-            .put(id, EndpointRow { id, ..row.clone() });
+        if let Some(key) = key {
+            self.data.same_endpoints.put(key, id);
+        }
+        if let Some(name) = &row.name {
+            self.data.named_endpoints.put(name.clone(), id);
+        }
+        let row = EndpointRow { id, ..row.clone() };
+        self.data.endpoints.put(id, row);
         Ok(id)
     }
 
     fn link_endpoint(&mut self, job: JobId, endpoint_id: i64) -> Result<()> {
         self.data.job_endpoints.put((job, endpoint_id), ());
+        self.data.endpoint_jobs.put((endpoint_id, job), ());
         Ok(())
     }
 
@@ -93,27 +139,22 @@ impl OutboxRows for Tx<'_> {
             .range((job, i64::MIN)..=(job, i64::MAX));
         for key in links.map(|(key, ())| *key).collect::<Vec<_>>() {
             self.data.job_endpoints.remove(&key);
+            self.data.endpoint_jobs.remove(&(key.1, key.0));
         }
         Ok(())
     }
 
     fn drop_endpoint(&mut self, id: i64) -> Result<()> {
-        let is_named = self
-            .data
-            .endpoints
-            .get(&id)
-            .is_none_or(|row| row.name.is_some());
-        let is_linked = self
-            .data
-            .job_endpoints
-            .keys()
-            .any(|(_, linked)| *linked == id);
-        let is_needed = self
-            .data
-            .pending_deliveries()
-            .any(|row| row.endpoint_id == id);
-        if !is_named && !is_linked && !is_needed {
+        let key = self.data.endpoints.get(&id).and_then(same_key);
+        let (first, last) = (*ANY_JOB.start(), *ANY_JOB.end());
+        let mut links = self.data.endpoint_jobs.range((id, first)..=(id, last));
+        let mut pending = self.data.lines.range((id, first, FIRST)..=(id, last, LAST));
+        if let Some(key) = key
+            && links.next().is_none()
+            && pending.next().is_none()
+        {
             self.data.endpoints.remove(&id);
+            self.data.same_endpoints.remove(&key);
         }
         Ok(())
     }
@@ -123,7 +164,7 @@ impl OutboxRows for Tx<'_> {
     }
 
     fn insert_delivery(&mut self, row: &DeliveryRow) -> Result<()> {
-        self.data.deliveries.put(row.id, row.clone());
+        self.data.put_delivery(row);
         Ok(())
     }
 
@@ -132,9 +173,9 @@ impl OutboxRows for Tx<'_> {
     }
 
     fn first_in_line(&mut self, endpoint_id: i64, job: JobId) -> Result<Option<DeliveryId>> {
-        let mut pending = self.data.pending_deliveries();
-        let first = pending.find(|row| row.endpoint_id == endpoint_id && row.job_id == job);
-        Ok(first.map(|row| row.id))
+        let line = (endpoint_id, job, FIRST)..=(endpoint_id, job, LAST);
+        let first = self.data.lines.range(line).next();
+        Ok(first.map(|((.., id), ())| *id))
     }
 
     fn add_try(&mut self, id: DeliveryId, attempt: &DeliveryTry) -> Result<()> {
@@ -158,7 +199,8 @@ impl OutboxRows for Tx<'_> {
     }
 
     fn has_deliveries(&mut self, job: JobId) -> Result<bool> {
-        Ok(self.data.deliveries.values().any(|row| row.job_id == job))
+        let mut of_job = self.data.job_deliveries.range((job, FIRST)..=(job, LAST));
+        Ok(of_job.next().is_some())
     }
 
     fn prune_deliveries(
@@ -167,42 +209,23 @@ impl OutboxRows for Tx<'_> {
         old: Range<Timestamp>,
         limit: usize,
     ) -> Result<(Vec<JobId>, Option<Timestamp>)> {
-        let ended = |data: &Data, from: Timestamp| {
-            let rows = data.deliveries.values();
-            let mut ended: Vec<_> = rows
-                .filter_map(|row| Some((row.finished_at?, row.id)))
-                .filter(|(at, _)| *at >= from)
-                .collect();
-            ended.sort();
-            ended
-        };
-        let is_delivered = |data: &Data, id: DeliveryId| {
-            let row = data.deliveries.get(&id);
-            row.is_some_and(|row| row.status == DeliveryStatus::Delivered)
-        };
-        let over = ended(self.data, old.start);
+        let over = self.data.ended_from(old.start).take(limit);
         let mut gone: Vec<_> = over
-            .iter()
-            .take(limit)
             .filter(|(at, _)| *at < old.end)
-            .map(|(_, id)| *id)
+            .map(|(_, id)| id)
             .collect();
         if gone.is_empty() {
-            gone = ended(self.data, Timestamp::from_millis(i64::MIN))
-                .iter()
-                .map(|(_, id)| *id)
-                .filter(|id| *id < first && is_delivered(self.data, *id))
-                .collect();
-            gone.sort();
-            gone.truncate(limit);
+            let delivered = self.data.delivered.range(..first).take(limit);
+            gone = delivered.map(|(id, ())| *id).collect();
         }
         let mut jobs = Vec::new();
         for id in &gone {
             jobs.extend(self.data.deliveries.get(id).map(|row| row.job_id));
-            self.data.deliveries.remove(id);
+            self.data.remove_delivery(*id);
             self.data.tries.remove(id);
         }
-        Ok((jobs, ended(self.data, old.start).first().map(|(at, _)| *at)))
+        let oldest = self.data.ended_from(old.start).next();
+        Ok((jobs, oldest.map(|(at, _)| at)))
     }
 }
 
@@ -217,28 +240,24 @@ impl OutboxReader for Shared {
 
     fn waiting(&self) -> Result<Vec<(i64, Timestamp)>> {
         let data = self.data.lock();
-        let mut waiting = std::collections::BTreeMap::new();
-        for row in data.pending_deliveries() {
-            if let Some(at) = row.next_at {
-                let first = waiting.entry(row.endpoint_id).or_insert(at);
-                *first = at.min(*first);
-            }
+        let (mut waiting, mut after) = (Vec::new(), i64::MIN);
+        let first = |from: i64| data.timed.range((from, EARLIEST, FIRST)..).next();
+        while let Some(((endpoint_id, at, _), ())) = first(after) {
+            waiting.push((*endpoint_id, *at));
+            after = endpoint_id + 1;
         }
-        Ok(waiting.into_iter().collect())
+        Ok(waiting)
     }
 
     fn next_of(&self, endpoint_id: i64) -> Result<Option<Timestamp>> {
         let data = self.data.lock();
-        Ok(data
-            .in_order(endpoint_id)
-            .first()
-            .and_then(|row| row.next_at))
+        Ok(data.in_order(endpoint_id).next().map(|(at, _)| at))
     }
 
     fn sendable(&self, endpoint_id: i64, limit: usize) -> Result<Vec<DeliveryRow>> {
         let data = self.data.lock();
-        let rows = data.in_order(endpoint_id).into_iter();
-        Ok(rows.take(limit).cloned().collect())
+        let ids = data.in_order(endpoint_id).take(limit);
+        Ok(ids.map(|(_, id)| data.deliveries[&id].clone()).collect())
     }
 
     fn deliveries(
@@ -249,14 +268,19 @@ impl OutboxReader for Shared {
     ) -> Result<(Vec<DeliveryRow>, Option<DeliveryId>)> {
         let data = self.data.lock();
         let below = before.unwrap_or(DeliveryId::from_i64(i64::MAX));
-        let rows = data.deliveries.range(..below).rev().map(|(_, row)| row);
-        let of_job = rows.filter(|row| filter.job.is_none_or(|job| row.job_id == job));
+        let ids: Box<dyn Iterator<Item = &DeliveryId>> = match filter.job {
+            Some(job) => {
+                let of_job = data.job_deliveries.range((job, FIRST)..(job, below));
+                Box::new(of_job.rev().map(|((_, id), ())| id))
+            }
+            None => Box::new(data.deliveries.range(..below).rev().map(|(id, _)| id)),
+        };
         let scan = if filter.status.is_some() {
             SCAN_MAX
         } else {
             limit
         };
-        let seen: Vec<_> = of_job.take(scan).collect();
+        let seen: Vec<_> = ids.take(scan).map(|id| &data.deliveries[id]).collect();
         let is_wanted =
             |row: &&&DeliveryRow| filter.status.is_none_or(|status| row.status == status);
         let mut found: Vec<_> = seen
