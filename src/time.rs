@@ -285,7 +285,7 @@ fn whole_ms(duration: Duration) -> Duration {
     Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A clock that shows less was never set (2020-01-01).
+/// A clock that shows less was never set (2020-01-01): what happened "then" says nothing about its age.
 pub(crate) const CLOCK_WAS_SET: Timestamp = Timestamp::from_millis(1_577_836_800_000);
 const AHEAD_MAX: Duration = Duration::from_secs(366 * 86_400);
 

@@ -11,10 +11,7 @@ use crate::event::Seq;
 use crate::job::{JobId, JobStatus};
 use crate::store::ops::{Prune, Pruned};
 use crate::store::{Head, Rows};
-use crate::time::Timestamp;
-
-/// A clock that shows less was never set (2020-01-01): what ended "then" says nothing about its age.
-const CLOCK_WAS_SET: Timestamp = Timestamp::from_millis(1_577_836_800_000);
+use crate::time::{CLOCK_WAS_SET, Timestamp};
 
 /// Unique keys that are looked at in a step. Those that go with their job are gone: these are for the ones that stand for a time, and
 /// there must be more of them than of jobs that a step deletes.
