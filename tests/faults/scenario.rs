@@ -16,6 +16,9 @@ use crate::journal::Journal;
 use crate::load::{self, Door};
 use crate::shim::Control;
 
+#[path = "noted.rs"]
+mod noted;
+
 /// One thing that a program does with a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
@@ -107,7 +110,7 @@ pub(crate) fn child(told: &str) -> ! {
     let (how, scenario, dir) = (next(), Scenario::parse(next()), Path::new(next()));
     let journal = Arc::new(Journal::open(&dir.join("journal")));
     exit_on_panic(&journal);
-    count_log(&journal);
+    noted::count(&journal);
     journal.line("P child");
     let mut story = Story {
         scenario,
@@ -136,28 +139,6 @@ fn exit_on_panic(journal: &Arc<Journal>) {
     }));
 }
 
-/// Writes down what the committer says of commits in doubt.
-fn count_log(journal: &Arc<Journal>) {
-    struct Log(Arc<Journal>);
-    impl log::Log for Log {
-        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-            true
-        }
-        fn log(&self, record: &log::Record<'_>) {
-            let text = record.args().to_string();
-            eprintln!("{} {text}", record.level());
-            for (part, what) in NOTED {
-                if text.contains(part) {
-                    self.0.line(&format!("N {what}"));
-                }
-            }
-        }
-        fn flush(&self) {}
-    }
-    log::set_logger(Box::leak(Box::new(Log(journal.clone())))).expect("no other logger is there");
-    log::set_max_level(log::LevelFilter::Debug);
-}
-
 /// Parts of log lines, and what they tell.
 pub(crate) const NOTED: [(&str, &str); 4] = [
     ("the file is opened anew", "commit failed, looked for"),
@@ -180,7 +161,10 @@ struct Story<'a> {
 impl Story<'_> {
     fn open(&self) -> stepwell::Result<JobQueue> {
         let retention = match self.scenario {
-            S::Retention => Retention::forever().completed(Keep::newest(KEPT)),
+            S::Retention => {
+                self.journal.line("T completed");
+                Retention::forever().completed(Keep::newest(KEPT))
+            }
             _ => Retention::forever(),
         };
         let mut builder = JobQueue::builder(self.dir.join("jobs.db"))
@@ -359,7 +343,7 @@ impl Story<'_> {
     /// Twelve jobs in one commit, then all that wait are cancelled in another.
     fn bulk(&mut self, queue: &JobQueue, control: &Control) {
         control.arm();
-        let wait = Duration::from_millis(200);
+        let (wait, started) = (Duration::from_millis(200), Instant::now());
         let tags: Vec<String> = (0..12).map(|index| format!("bulk-{index}of12")).collect();
         for tag in &tags {
             self.journal.line(&format!("Q? {tag}"));
@@ -380,7 +364,14 @@ impl Story<'_> {
                     self.journal.line(&format!("C? {}", enqueued.id));
                 }
                 match queue.bulk(BulkAction::Cancel, JobStatus::Pending, None, None) {
-                    Ok(_) => {}
+                    Ok(12) => enqueued.iter().for_each(|enqueued| {
+                        self.journal.line(&format!("C! {} cancelled", enqueued.id));
+                    }),
+                    // The others were not waiting any more.
+                    Ok(count) if count < 12 && started.elapsed() >= wait => {}
+                    Ok(count) => self
+                        .journal
+                        .line(&format!("X of 12 {count} were cancelled")),
                     Err(error) => drop(self.typed(&error)),
                 }
             }
@@ -470,12 +461,12 @@ impl Story<'_> {
         }
     }
 
-    /// The fault is over: everything ends by itself.
     /// Callbacks are a part of it.
     fn listens(&self) -> bool {
         self.scenario == S::OnePhase
     }
 
+    /// The fault is over: everything ends by itself.
     fn settle(&self, queue: &JobQueue) {
         let is_small = || queue.stats().is_ok_and(|stats| stats.completed <= KEPT);
         let is_done = || is_over(queue) && queue.health().is_good();

@@ -1,15 +1,21 @@
 //! The comparison: what handlers and callers wrote down, against the invariants of a history and against the file.
 //!
-//! The names H1 to H6 and S10 are those of the specification of these proofs.
+//! The names H1 to H6, S7 to S9 are those of the specification of these proofs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
-use stepwell::{Client, ErrorCause, Event, EventKind, Job, JobId, JobStatus};
+use stepwell::{Client, ErrorCause, Job, JobId};
 
 use crate::counters::Counters;
 use crate::journal;
+use crate::load::WORKERS;
+
+#[path = "logged.rs"]
+mod logged;
+
+use logged::{Logged, compare_one};
 
 /// What the journal says of one job.
 #[derive(Debug, Default)]
@@ -27,6 +33,12 @@ struct Traces {
     returned: Option<u32>,
     /// And then its process was killed.
     is_killed: bool,
+    /// The phase whose handler was the last to return, in this process: the outcome may not be durable.
+    left: Option<u32>,
+    /// Kills that may have hit it inside a handler, since it was tried again by hand.
+    kills: u32,
+    /// The newest kill is counted among them, if its file says that this phase was under way.
+    killed_in: Option<u32>,
     /// The newest checkpoint, saved for sure, and the newest one that was tried.
     saved: HashMap<u32, (u64, u64)>,
     cancels_asked: usize,
@@ -40,8 +52,11 @@ struct Traces {
     is_mixed: bool,
     /// Its cancel was acknowledged, and no retry has been asked for since.
     is_cancelled: bool,
+    /// The line of that answer, if the process that runs the jobs gave it: from then on no handler is entered.
+    cancelled_at: usize,
     starts_after_cancel: usize,
-    delete_asked: bool,
+    is_delete_asked: bool,
+    is_delete_done: bool,
     was_unreadable: bool,
 }
 
@@ -54,6 +69,8 @@ pub(crate) struct History {
     /// The job that a tag was answered with, and whether it was new.
     answered: BTreeMap<String, (JobId, bool)>,
     jobs: BTreeMap<JobId, Traces>,
+    /// Statuses that retention deletes.
+    retained: BTreeSet<String>,
     problems: Vec<String>,
 }
 
@@ -63,6 +80,7 @@ impl History {
         let mut process = Process::default();
         for (line, words) in journal::read(path).iter().enumerate() {
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            process.line = line;
             if let Err(problem) = history.take(&words, &mut process, counters) {
                 history.problems.push(format!(
                     "journal line {}: {}: {problem}",
@@ -84,8 +102,17 @@ impl History {
             ["P", _] => {
                 *process = Process {
                     has_work: self.has_work(),
+                    began: process.line,
+                    line: process.line,
                     ..Process::default()
+                };
+                for job in self.jobs.values_mut() {
+                    (job.left, job.killed_in) = (None, None);
                 }
+            }
+            ["T", ref statuses @ ..] => {
+                self.retained
+                    .extend(statuses.iter().map(|&status| status.to_owned()));
             }
             ["O", _] => process.is_open = true,
             ["H", _] => process.is_stopping = true,
@@ -107,6 +134,26 @@ impl History {
                 });
                 self.answered
                     .insert(tag.to_owned(), (job_id(id), new == "new"));
+            }
+            ["S", id, phase, worker] => {
+                process.workers.insert(job_id(id), worker.to_owned());
+                let free_since = process.free.get(worker).copied();
+                let since = free_since.unwrap_or(process.began);
+                return self.job(job_id(id)).starts(number(phase), since, counters);
+            }
+            ["E", id, phase, ref end @ ..] => {
+                if let Some(worker) = process.workers.remove(&job_id(id)) {
+                    process.free.insert(worker, process.line);
+                }
+                self.job(job_id(id)).ends(number(phase), end, counters);
+            }
+            ["C!", id, answer, ref place @ ..] => {
+                let line = if place.is_empty() {
+                    process.line
+                } else {
+                    usize::MAX
+                };
+                self.job(job_id(id)).cancelled(answer, line, counters);
             }
             [kind, id, ref rest @ ..] => return self.job(job_id(id)).take(kind, rest, counters),
             _ => return Err("not understood".to_owned()),
@@ -138,6 +185,8 @@ impl History {
             // What was asked and not answered has happened by now, or never will.
             (job.open_cancels, job.open_retries) = (0, 0);
             job.is_killed = true;
+            job.killed_in = job.inside.or(job.left);
+            job.kills += u32::from(job.killed_in.is_some());
             if job.inside.take().is_some() {
                 counters.add("killed inside a handler");
             }
@@ -150,6 +199,12 @@ struct Process {
     is_open: bool,
     is_stopping: bool,
     has_work: bool,
+    /// The line that is read, and the first one of this process.
+    line: usize,
+    began: usize,
+    /// The workers that are inside of jobs, and since when the others are free.
+    workers: HashMap<JobId, String>,
+    free: HashMap<String, usize>,
 }
 
 fn job_id(text: &str) -> JobId {
@@ -166,19 +221,7 @@ where
 impl Traces {
     fn take(&mut self, kind: &str, rest: &[&str], counters: &mut Counters) -> Result<(), String> {
         match (kind, rest) {
-            ("S", [phase, _attempt]) => return self.starts(number(phase), counters),
             ("W", [phase, seen @ ..]) => return self.sees(number(phase), seen),
-            ("E", [phase, end @ ..]) => {
-                (self.inside, self.returned, self.is_killed) = (None, None, false);
-                if let ["ok", result] = end {
-                    self.results.insert(number(phase), (*result).to_owned());
-                    if self.is_cancelled {
-                        counters.add("late result fenced");
-                    } else {
-                        self.returned = Some(number(phase));
-                    }
-                }
-            }
             ("L", [phase, position]) => {
                 let (least, most) = self.saved.get(&number(phase)).copied().unwrap_or_default();
                 let position: u64 = number(position);
@@ -205,7 +248,6 @@ impl Traces {
                 self.cancels_asked -= 1;
                 self.open_cancels = self.open_cancels.saturating_sub(1);
             }
-            ("C!", [answer]) => self.cancelled(answer, counters),
             ("R?", [from]) => {
                 self.retries_asked += 1;
                 self.open_retries += 1;
@@ -219,15 +261,19 @@ impl Traces {
                 self.retried(from, "refused", counters);
             }
             ("R!", [from, answer]) => self.retried(from, answer, counters),
-            ("D?", []) => self.delete_asked = true,
-            ("D!", []) => counters.add("deleted"),
+            ("D?", []) => self.is_delete_asked = true,
+            ("D!", []) => {
+                self.is_delete_done = true;
+                counters.add("deleted");
+            }
             ("G", ["none"]) => self.was_unreadable = true,
             _ => return Err("not understood".to_owned()),
         }
         Ok(())
     }
 
-    fn starts(&mut self, phase: u32, counters: &mut Counters) -> Result<(), String> {
+    /// Its handler is inside. The worker was free for it since then.
+    fn starts(&mut self, phase: u32, since: usize, counters: &mut Counters) -> Result<(), String> {
         if let Some(other) = self.inside.replace(phase) {
             return Err(format!("H4: its handler of phase {other} is still inside"));
         }
@@ -235,12 +281,17 @@ impl Traces {
             return Err("H3: the job was completed, durably".to_owned());
         }
         if self.is_cancelled {
+            if since > self.cancelled_at {
+                return Err("H6: entered after its cancel was acknowledged".to_owned());
+            }
             // A handler that was entered before the cancel may be late to say so. One, for each cancel.
             self.starts_after_cancel += 1;
             if self.starts_after_cancel > 1 {
                 return Err("H6: a second phase started after it was cancelled".to_owned());
             }
+            counters.add("entered during its cancel");
         }
+        self.left = None;
         let is_killed = std::mem::take(&mut self.is_killed);
         if self.returned.take() == Some(phase) {
             counters.add(if is_killed {
@@ -265,6 +316,19 @@ impl Traces {
         Ok(())
     }
 
+    fn ends(&mut self, phase: u32, end: &[&str], counters: &mut Counters) {
+        (self.inside, self.returned, self.is_killed) = (None, None, false);
+        self.left = Some(phase);
+        if let ["ok", result] = end {
+            self.results.insert(phase, (*result).to_owned());
+            if self.is_cancelled {
+                counters.add("late result fenced");
+            } else {
+                self.returned = Some(phase);
+            }
+        }
+    }
+
     /// The phases before it have the results that their handlers returned last, since no handler starts before them.
     fn sees(&self, phase: u32, seen: &[&str]) -> Result<(), String> {
         for (earlier, seen) in (0..phase).zip(seen) {
@@ -279,6 +343,14 @@ impl Traces {
     /// The file was looked at, no process having been at it.
     fn is_seen(&mut self, status: &str, done: u32) -> Result<(), String> {
         self.is_completed = status == "completed";
+        let was_inside = |phase| status == "running" && phase >= done;
+        if self
+            .killed_in
+            .take()
+            .is_some_and(|phase| !was_inside(phase))
+        {
+            self.kills -= 1;
+        }
         if done < self.durable {
             if !self.take_restart() {
                 return Err(format!("{} phases were completed, durably", self.durable));
@@ -311,19 +383,20 @@ impl Traces {
             return;
         }
         self.retries_done += 1;
+        (self.kills, self.killed_in) = (0, None);
         counters.add(match from {
             "start" => "retried by hand, from the start",
             _ => "retried by hand, resuming",
         });
     }
 
-    fn cancelled(&mut self, answer: &str, counters: &mut Counters) {
+    fn cancelled(&mut self, answer: &str, line: usize, counters: &mut Counters) {
         self.open_cancels = self.open_cancels.saturating_sub(1);
         match answer {
             "cancelled" => {
                 self.cancels_done += 1;
                 self.is_cancelled = !self.is_mixed;
-                self.starts_after_cancel = 0;
+                (self.starts_after_cancel, self.cancelled_at) = (0, line);
                 if self.inside.is_none() && self.returned.is_some() {
                     counters.add("cancelled at a phase boundary");
                 }
@@ -335,28 +408,18 @@ impl Traces {
     }
 }
 
-/// What the log of the file says of one job.
-#[derive(Debug, Default)]
-struct Logged {
-    status: Option<JobStatus>,
-    cancels: usize,
-    /// It was pending each time it was cancelled.
-    was_never_started: bool,
-    retries: usize,
-    is_deleted: bool,
-}
-
 impl History {
     /// Compares with a file whose jobs are all over. Answers what is wrong.
     pub(crate) fn compare(mut self, client: &Client, counters: &mut Counters) -> Vec<String> {
         let logged = self.replay(client, counters);
         let mut ids_of_tags = HashSet::new();
         let mut tags = BTreeSet::new();
+        let mut charged = Vec::new();
         for (id, logged) in &logged {
             let traces = self.jobs.remove(id).unwrap_or_default();
             let job = client.get(*id).expect("a job can be read");
             let mut found = Vec::new();
-            compare_one(job.as_ref(), &traces, logged, &mut found);
+            compare_one(job.as_ref(), &traces, logged, &self.retained, &mut found);
             if let Some(job) = &job {
                 let tag = job.input["tag"].as_str().unwrap_or_default().to_owned();
                 if !self.asked.contains(&tag) || !tags.insert(tag.clone()) {
@@ -376,6 +439,13 @@ impl History {
                     counters.add("asked, never answered, and stored");
                 }
                 count_errors(job, counters);
+                if job.crash_count > traces.kills {
+                    charged.push(format!(
+                        "S7: job {id} is charged {} crashes, {} kills hit it inside a handler",
+                        job.crash_count, traces.kills
+                    ));
+                    counters.add("killed on the way into a handler");
+                }
             }
             ids_of_tags.insert(*id);
             self.problems.extend(
@@ -383,6 +453,10 @@ impl History {
                     .into_iter()
                     .map(|problem| format!("job {id}: {problem}")),
             );
+        }
+        // A kill may hit a worker that has entered a handler which has not written so yet. That is seldom.
+        if charged.len() > WORKERS {
+            self.problems.append(&mut charged);
         }
         for (tag, (id, _)) in &self.answered {
             if !ids_of_tags.contains(id) {
@@ -407,7 +481,7 @@ impl History {
         let is_answered = |id: &JobId| self.answered.values().any(|(answered, _)| answered == id);
         let deleted = logged
             .iter()
-            .filter(|(id, logged)| logged.is_deleted && !is_answered(id));
+            .filter(|(id, logged)| logged.deleted.is_some() && !is_answered(id));
         let deleted = deleted.count();
         self.all_or_none(&tags, deleted);
         self.problems
@@ -464,114 +538,6 @@ impl History {
                     self.problems.push(format!("{place}: {problem}"));
                 }
             }
-        }
-    }
-}
-
-impl Logged {
-    fn follow(&mut self, event: &Event, counters: &mut Counters) -> Result<(), String> {
-        use JobStatus::{Cancelled, Completed, Failed, Pending, Running};
-        let is_requested = event
-            .data
-            .get("reason")
-            .is_some_and(|reason| reason == "requested");
-        let (allowed, next): (&[Option<JobStatus>], _) = match event.kind {
-            EventKind::Created => (&[None], Pending),
-            EventKind::Started => (&[Some(Pending)], Running),
-            EventKind::PhaseStarted | EventKind::PhaseCompleted | EventKind::PhaseFailed => {
-                (&[Some(Running)], Running)
-            }
-            EventKind::Retrying if is_requested => {
-                self.retries += 1;
-                (&[Some(Failed), Some(Cancelled)], Pending)
-            }
-            EventKind::Retrying | EventKind::Interrupted => (&[Some(Running)], Pending),
-            EventKind::Completed => (&[Some(Running)], Completed),
-            // The crash limit: after its interruption.
-            EventKind::Failed => (&[Some(Running), Some(Pending)], Failed),
-            EventKind::Cancelled => {
-                self.cancels += 1;
-                self.was_never_started = self.status == Some(Pending) && self.cancels == 1;
-                (&[Some(Pending), Some(Running)], Cancelled)
-            }
-            EventKind::Deleted => {
-                self.is_deleted = true;
-                (&[Some(Completed), Some(Failed), Some(Cancelled)], Completed)
-            }
-            _ => return Err(format!("{} must not be stored", event.kind)),
-        };
-        if event.kind == EventKind::Cancelled && self.status == Some(Pending) {
-            counters.add("cancelled while pending");
-        }
-        let before = self.status.replace(next);
-        if allowed.contains(&before) {
-            Ok(())
-        } else {
-            Err(format!("S9: {} while {before:?}", event.kind))
-        }
-    }
-}
-
-fn compare_one(job: Option<&Job>, traces: &Traces, logged: &Logged, found: &mut Vec<String>) {
-    if let Some(phase) = traces.inside {
-        found.push(format!("the handler of phase {phase} never returned"));
-    }
-    let is_handlers = job.is_some_and(|job| &*job.job_type == "failer");
-    if logged.cancels < traces.cancels_done
-        || (logged.cancels > traces.cancels_asked && !is_handlers && job.is_some())
-    {
-        found.push(format!(
-            "H6: cancelled {} times by the log, {} acknowledged, {} asked",
-            logged.cancels, traces.cancels_done, traces.cancels_asked
-        ));
-    }
-    if logged.retries < traces.retries_done || logged.retries > traces.retries_asked {
-        found.push(format!(
-            "retried {} times by the log, {} acknowledged, {} asked",
-            logged.retries, traces.retries_done, traces.retries_asked
-        ));
-    }
-    if traces.starts_after_cancel > 0
-        && logged.was_never_started
-        && logged.cancels == 1
-        && logged.retries == 0
-    {
-        found.push("H6: it was cancelled before its start, and ran".to_owned());
-    }
-    let Some(job) = job else {
-        if !logged.is_deleted {
-            found.push("H1: it is gone without having been deleted".to_owned());
-        }
-        return;
-    };
-    if logged.is_deleted || traces.was_unreadable {
-        found.push("it is there, but was deleted or could not be read".to_owned());
-    }
-    if logged.status != Some(job.status) {
-        found.push(format!(
-            "S9: {:?} by the log, {} by its row",
-            logged.status, job.status
-        ));
-    }
-    if !job.status.is_terminal() {
-        found.push(format!("H1: it was acknowledged and is {}", job.status));
-    }
-    if traces.is_cancelled && job.status != JobStatus::Cancelled {
-        found.push(format!(
-            "H6: its cancel was acknowledged and it is {}",
-            job.status
-        ));
-    }
-    for (index, phase) in (0..).zip(&job.phases) {
-        let Some(result) = &phase.result else {
-            continue;
-        };
-        let returned = traces.results.get(&index).map_or("none", String::as_str);
-        let stored = result["nonce"].to_string();
-        if job.status == JobStatus::Completed && stored != returned {
-            found.push(format!(
-                "H5: phase {index} has {stored}, its handler returned {returned}"
-            ));
         }
     }
 }

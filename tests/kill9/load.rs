@@ -49,7 +49,9 @@ fn recorded(
 ) -> Answer {
     let (plan, index) = cx.plan();
     let at = format!("{} {index}", cx.job_id());
-    journal.line(&format!("S {at} {}", cx.attempt()));
+    let thread = std::thread::current();
+    let worker = thread.name().unwrap_or_default();
+    journal.line(&format!("S {at} {worker}"));
     let end = End { journal, at: &at };
     let mut seen = format!("W {at}");
     for phase in &plan[..index] {
@@ -110,6 +112,7 @@ pub(crate) fn open(
 ) -> Result<JobQueue> {
     let retention = Retention::forever();
     let retention = if few {
+        journal.line("T completed failed");
         retention
             .completed(Keep::newest(100))
             .failed(Keep::newest(200))
@@ -239,6 +242,8 @@ pub(crate) fn register(builder: &mut Builder, journal: &Arc<Journal>) {
 
 /// The queue itself, or a client in another process.
 pub(crate) trait Door: Sync {
+    /// What the journal says of an acknowledged cancel: the process that runs the jobs hears of a client's a little later.
+    fn place(&self) -> &str;
     fn enqueue_all(&self, jobs: Vec<NewJob>) -> Result<Vec<Enqueued>>;
     fn cancel(&self, id: JobId) -> Result<CancelOutcome>;
     fn retry(&self, id: JobId, from: RetryFrom) -> Result<()>;
@@ -249,8 +254,11 @@ pub(crate) trait Door: Sync {
 }
 
 macro_rules! door {
-    ($door:ty) => {
+    ($door:ty, $place:literal) => {
         impl Door for $door {
+            fn place(&self) -> &str {
+                $place
+            }
             fn enqueue_all(&self, jobs: Vec<NewJob>) -> Result<Vec<Enqueued>> {
                 <$door>::enqueue_all(self, jobs)
             }
@@ -276,8 +284,8 @@ macro_rules! door {
         }
     };
 }
-door!(JobQueue);
-door!(Client);
+door!(JobQueue, "");
+door!(Client, " beside");
 
 /// One caller: asks until it is told to stop, or killed. Each question stands in the journal before it is asked, each answer
 /// after it was given.
@@ -393,7 +401,8 @@ impl Caller<'_> {
             CancelOutcome::AlreadyFinished(status) => format!("already-{status}"),
             CancelOutcome::NotFound => "none".to_owned(),
         };
-        self.journal.line(&format!("C! {id} {answer}"));
+        let place = self.door.place();
+        self.journal.line(&format!("C! {id} {answer}{place}"));
         if answer == "cancelled" && self.random.is(40) {
             self.retry_of(id)?;
         }

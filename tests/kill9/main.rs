@@ -1,9 +1,10 @@
 //! Kill -9 at a random moment of a mixed load, again and again on the same file.
 //!
 //! What it would catch: a job that was acknowledged and is gone; a phase that starts again although its completion was durable;
-//! two handlers of one job at a time; a result that a later phase does not see as it was saved; a cancelled job that
-//! goes on; a change without its event; a file that breaks an invariant; a queue that does not come up again or leaves a job
-//! lying.
+//! two handlers of one job at a time; a result that a later phase does not see as it was saved; a cancelled job that goes on or is
+//! entered; a job that is charged crashes which hit it outside of its handler; a deletion that nobody asked for, or that was
+//! acknowledged and did not happen; a change without its event; a file that breaks an invariant; a queue that does not come up
+//! again or leaves a job lying.
 //!
 //! A round starts a process (this binary again) that opens the queue and works: 8 workers, 4 callers; in half of the rounds a
 //! client in this process asks too. After a random time it is killed; in 30 % of the rounds within the first

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
@@ -197,11 +197,12 @@ fn one_round(
                 .run(JOBS_MAX);
             });
         }
-        let said = BufReader::new(process.stdout.take().expect("it is a pipe"));
-        if !said.lines().map_while(Result::ok).any(|line| line == UP) {
+        if !comes_up(&mut process) {
             stop.store(true, Ordering::Relaxed);
+            process.kill().expect("it can be killed");
+            process.wait().expect("it can be waited for");
             let error = std::fs::read_to_string(dir.join("stderr")).unwrap_or_default();
-            panic!("round {round}: the process did not come up: {error}");
+            panic!("round {round}: the process did not come up within {DRAIN_MAX:?}: {error}");
         }
         wait(Duration::from_micros(micros));
         process.kill().expect("it can be killed");
@@ -212,6 +213,18 @@ fn one_round(
             panic!("round {round}: the process ended by itself ({status}): {error}");
         }
     });
+}
+
+/// Waits until the process has said that it opens the queue. False when it ends before, or says nothing in time.
+fn comes_up(process: &mut Child) -> bool {
+    let said = BufReader::new(process.stdout.take().expect("it is a pipe"));
+    let (tx, is_up) = mpsc::channel();
+    // A pipe cannot be read with a limit. This ends with the process.
+    std::thread::spawn(move || {
+        let is_up = said.lines().map_while(Result::ok).any(|line| line == UP);
+        tx.send(is_up).ok();
+    });
+    is_up.recv_timeout(DRAIN_MAX).unwrap_or(false)
 }
 
 fn start(dir: &Path, round: u64, seed: u64, few: bool) -> Child {
