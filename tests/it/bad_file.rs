@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stepwell::{Client, ErrorKind, JobId, JobQueue, JobStatus, JobType, ListFilter};
 
-use crate::support::{Harness, ONE, assert_refused};
+use crate::support::{Harness, ONE, assert_refused, closed};
 
 fn plain(name: &str) -> JobType<Value, Value> {
     JobType::<Value>::new(name).phase(ONE, |cx| Ok(cx.input().clone()))
@@ -155,7 +155,7 @@ fn use_damaged(harness: &Harness) -> stepwell::Result<()> {
     let used = use_queue(harness, &queue);
     // However it went, and however long it takes: the next one needs the file.
     queue.shutdown(Duration::from_millis(500)).ok();
-    queue.wait_closed();
+    closed(&queue);
     used
 }
 

@@ -12,7 +12,9 @@ use stepwell::{
 };
 
 use crate::crash;
-use crate::support::{Gate, Harness, ONE, OtherProcess, assert_refused, assert_sound, count};
+use crate::support::{
+    Gate, Harness, ONE, OtherProcess, asleep, assert_refused, assert_sound, count,
+};
 
 fn plain() -> JobType<Value, Value> {
     JobType::<Value>::new("plain").phase(ONE, |cx| Ok(cx.input().clone()))
@@ -137,10 +139,10 @@ fn who_waits_in_the_queue_hears_of_an_end_that_a_client_made() {
     queue.pause().unwrap();
     let id = jobs.enqueue(&Value::Null).unwrap();
     let waiting = queue.clone();
-    let left = harness.left();
-    let waiter = std::thread::spawn(move || waiting.wait(id, left));
+    let hour = Duration::from_secs(3600);
+    let answer = asleep(&harness, move || waiting.wait(id, hour));
     assert_eq!(client.cancel(id).unwrap(), CancelOutcome::Cancelled);
-    let job = waiter.join().unwrap().unwrap();
+    let job = harness.recv(&answer).unwrap();
     assert_eq!(job.status, JobStatus::Cancelled);
 }
 
@@ -338,7 +340,7 @@ fn a_second_process_that_wants_to_run_jobs_is_refused_with_the_pid_of_the_first(
 
     let other = Harness::new();
     let id = other.client().enqueue("steps", &Value::Null).unwrap();
-    let mut process = OtherProcess::start(&other, crash::PLAYER, "inside the second phase");
+    let process = OtherProcess::start(&other, crash::PLAYER, "inside the second phase");
     assert_eq!(process.hear().as_deref(), Some("inside"));
     assert_refused(
         other.builder().open(),

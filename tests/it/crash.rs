@@ -118,7 +118,7 @@ fn an_opening_that_fails_leaves_nobody_behind() {
     let client = harness.client();
     client.enqueue("steps", &Value::Null).unwrap();
     drop(client);
-    let mut process = OtherProcess::start(&harness, PLAYER, "few descriptors");
+    let process = OtherProcess::start(&harness, PLAYER, "few descriptors");
     let said: Vec<String> = std::iter::from_fn(|| process.hear()).collect();
     assert!(process.wait().success(), "{said:#?}");
     let of_socket = |line: &&String| line.contains("the wake-up socket cannot be used");
@@ -182,7 +182,7 @@ pub(crate) fn killed_inside_the_second_phase_while(
     meanwhile: impl FnOnce(),
 ) -> JobId {
     let id = harness.client().enqueue("steps", &json!({"n": 1})).unwrap();
-    let mut process = OtherProcess::start(harness, PLAYER, "inside the second phase");
+    let process = OtherProcess::start(harness, PLAYER, "inside the second phase");
     assert_eq!(process.hear().as_deref(), Some("inside"));
     meanwhile();
     process.kill();
@@ -249,7 +249,7 @@ fn a_crash_is_told_to_the_handler_and_in_the_error_history() {
 #[test]
 fn a_job_between_two_phases_is_not_charged_for_the_crash() {
     let harness = Harness::new();
-    let mut process = OtherProcess::start(&harness, PLAYER, "between two phases");
+    let process = OtherProcess::start(&harness, PLAYER, "between two phases");
     let ids = process.hear().expect("it comes to the edge");
     let (job, other) = ids.split_once(' ').unwrap();
     let (job, other): (JobId, JobId) = (job.parse().unwrap(), other.parse().unwrap());

@@ -223,7 +223,7 @@ fn a_phase_with_its_own_limit_counts_its_own_tries() {
 #[test]
 fn a_phase_with_its_own_limit_waits_by_the_policy_of_its_type() {
     const PATIENT: Phase<Value> = Phase::new("one").max_attempts(3);
-    let harness = Harness::new();
+    let harness = Harness::with_fake_clock();
     let job_type = JobType::<Value>::new("late")
         .phase(PATIENT, |_| Err::<Value, _>(PhaseError::retry("no")))
         .retry(at_once(1));

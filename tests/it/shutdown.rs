@@ -13,7 +13,8 @@ use stepwell::{
 };
 
 use crate::support::{
-    AtTheEdge, Gate, Harness, ONE, TWO, assert_refused, assert_sound, count, events_of,
+    AtTheEdge, Gate, Harness, ONE, TWO, asleep, assert_refused, assert_sound, closed, count,
+    events_of,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -217,7 +218,7 @@ fn a_handler_that_was_cancelled_before_can_clean_up() {
     }));
     closing.set(queue.clone()).ok();
     let id = jobs.enqueue(&Value::Null).unwrap();
-    runs.recv().unwrap();
+    harness.recv(&runs);
     assert_eq!(queue.cancel(id).unwrap(), CancelOutcome::Cancelled);
     let report = queue.shutdown(60 * 1000 * MS).unwrap();
     assert!(is_clean.get().is_some());
@@ -271,7 +272,7 @@ fn everyone_who_asks_for_the_end_gets_the_same_report() {
     });
     assert!(reports.iter().all(|report| report == &reports[0]));
     assert_eq!(queue.shutdown(Duration::ZERO).unwrap(), reports[0]);
-    assert_eq!(queue.wait_closed(), reports[0]);
+    assert_eq!(closed(&queue), reports[0]);
 }
 
 #[test]
@@ -308,7 +309,7 @@ fn a_handler_can_shut_its_queue_down() {
     let (answer, took) = harness.recv(&answers);
     assert_eq!(answer, Err(ErrorKind::Timeout), "it was cut off itself");
     assert!(took < Duration::from_secs(5), "{took:?}");
-    assert_eq!(queue.wait_closed().interrupted, [id]);
+    assert_eq!(closed(&queue).interrupted, [id]);
     let queue = harness.open_without_workers();
     assert_eq!(queue.status(id).unwrap(), Some(JobStatus::Pending));
     assert_sound(&queue);
@@ -334,7 +335,7 @@ fn two_handlers_can_shut_their_queue_down() {
         let took = harness.recv(&took);
         assert!(took < Duration::from_secs(5), "{took:?}");
     }
-    let mut interrupted = queue.wait_closed().interrupted;
+    let mut interrupted = closed(&queue).interrupted;
     interrupted.sort();
     assert_eq!(interrupted, ids);
 }
@@ -377,7 +378,7 @@ fn a_callback_can_shut_its_queue_down() {
     let (is_ok, took) = harness.recv(&answers);
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert!(is_ok, "it does not wait for itself");
-    queue.wait_closed();
+    closed(&queue);
     let queue = harness.open_without_workers();
     assert_eq!(queue.status(id).unwrap(), Some(JobStatus::Completed));
 }
@@ -497,9 +498,10 @@ fn who_waits_for_a_job_is_told_that_the_queue_closes() {
     let queue = harness.open_without_workers();
     let id = queue.enqueue("plain", &1).unwrap();
     let waiting = queue.clone();
-    let waiter = std::thread::spawn(move || waiting.wait(id, Duration::from_secs(3600)));
+    let hour = Duration::from_secs(3600);
+    let answer = asleep(&harness, move || waiting.wait(id, hour));
     queue.shutdown(harness.left()).unwrap();
-    let answer = waiter.join().unwrap();
+    let answer = harness.recv(&answer);
     assert_eq!(answer.unwrap_err().kind(), ErrorKind::Closed);
 }
 

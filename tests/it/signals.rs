@@ -71,7 +71,7 @@ fn the_process_that_gets_signals() {
 }
 
 fn start(harness: &Harness, part: &str) -> OtherProcess {
-    let mut other = OtherProcess::start(harness, PLAYER, part);
+    let other = OtherProcess::start(harness, PLAYER, part);
     assert_eq!(other.hear().as_deref(), Some("inside"));
     other
 }
@@ -85,7 +85,7 @@ fn send(other: &OtherProcess, signal: Signal) {
 fn the_first_signal_lets_phases_end_and_the_queue_close() {
     for signal in [Signal::INT, Signal::TERM] {
         let harness = Harness::new();
-        let mut other = start(&harness, "ends");
+        let other = start(&harness, "ends");
         send(&other, signal);
         assert_eq!(other.hear().as_deref(), Some("closing"));
         assert_eq!(other.hear().as_deref(), Some("Ok([])"));
@@ -101,7 +101,7 @@ fn the_first_signal_lets_phases_end_and_the_queue_close() {
 #[test]
 fn the_second_signal_does_not_wait_for_handlers() {
     let harness = Harness::new();
-    let mut other = start(&harness, "stays");
+    let other = start(&harness, "stays");
     send(&other, Signal::TERM);
     assert_eq!(other.hear().as_deref(), Some("closing"));
     let started = Instant::now();

@@ -7,6 +7,7 @@ mod edge;
 mod gate;
 mod process;
 mod sound;
+mod wait;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub(crate) use edge::AtTheEdge;
 pub(crate) use gate::Gate;
 pub(crate) use process::{OtherProcess, told};
 pub(crate) use sound::assert_sound;
+pub(crate) use wait::{asleep, closed};
 
 /// All waits of one test end after this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,10 +1,14 @@
 //! Another process: this test program again, told by its environment to play a part. It dies by its own hand or by the test's.
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::park_timeout;
+use std::time::{Duration, Instant};
 
-use super::Harness;
+use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+
+use super::{Harness, PATIENCE};
 
 const PART: &str = "STEPWELL_IT_PART";
 const FILE: &str = "STEPWELL_IT_FILE";
@@ -19,8 +23,10 @@ pub(crate) fn told() -> Option<(String, PathBuf)> {
 
 /// In a test: the other process. Killed when it is dropped.
 pub(crate) struct OtherProcess {
+    part: String,
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    /// What it says, until its output ends.
+    said: Receiver<String>,
 }
 
 impl OtherProcess {
@@ -37,7 +43,16 @@ impl OtherProcess {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        OtherProcess { child, lines }
+        let (tx, said) = unbounded();
+        // A pipe cannot be read with a limit. This ends with the other process.
+        std::thread::spawn(move || {
+            let marked = |line: String| line.strip_prefix(MARK).map(str::to_owned);
+            for line in lines.map_while(Result::ok).filter_map(marked) {
+                tx.send(line).ok();
+            }
+        });
+        let part = part.to_owned();
+        OtherProcess { part, child, said }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -50,15 +65,27 @@ impl OtherProcess {
     }
 
     /// What it says next; waits for it. Nothing when it has ended.
-    pub(crate) fn hear(&mut self) -> Option<String> {
-        let marked = |line: String| line.strip_prefix(MARK).map(str::to_owned);
-        self.lines.by_ref().map_while(Result::ok).find_map(marked)
+    pub(crate) fn hear(&self) -> Option<String> {
+        match self.said.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("{:?}: it neither speaks nor ends in time", self.part)
+            }
+        }
     }
 
     /// Waits until it has ended by itself.
     pub(crate) fn wait(mut self) -> ExitStatus {
         while self.hear().is_some() {}
-        self.child.wait().unwrap()
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "{:?}: it ends in time", self.part);
+            park_timeout(Duration::from_millis(1));
+        }
     }
 
     /// As `kill -9`.
