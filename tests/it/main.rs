@@ -21,6 +21,7 @@ mod fencing;
 mod outside;
 mod pause;
 mod phases;
+mod readers;
 mod release;
 mod retention;
 mod retry;

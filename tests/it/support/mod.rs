@@ -27,7 +27,7 @@ use tempfile::TempDir;
 pub(crate) use edge::AtTheEdge;
 pub(crate) use gate::Gate;
 pub(crate) use process::{OtherProcess, told};
-pub(crate) use sound::assert_sound;
+pub(crate) use sound::{assert_shape, assert_sound, status_after};
 pub(crate) use wait::{asleep, closed};
 
 /// All waits of one test end after this long.

@@ -24,7 +24,7 @@ pub(crate) fn assert_sound(queue: &JobQueue) {
         let page = queue.list(&filter).unwrap();
         for summary in page.jobs {
             let job = queue.get(summary.id).unwrap().expect("it was listed");
-            shape(&job);
+            assert_shape(&job);
             if is_whole {
                 let status = replay(told.get(&job.id).map_or(&[], Vec::as_slice));
                 assert_eq!(status, Some(job.status), "{job:#?}\n{:#?}", told[&job.id]);
@@ -50,7 +50,7 @@ fn all_events(queue: &JobQueue) -> Vec<Event> {
 }
 
 /// `completed* (running | failed | cancelled)? (pending | skipped | cancelled)*`, as the job's status wants it.
-fn shape(job: &Job) {
+pub(crate) fn assert_shape(job: &Job) {
     let is_done = |phase: &&PhaseRecord| phase.status == PhaseStatus::Completed;
     let done = job.phases.iter().take_while(is_done).count();
     let rest: Vec<PhaseStatus> = job.phases[done..]
@@ -94,29 +94,35 @@ fn shape(job: &Job) {
 fn replay(events: &[Event]) -> Option<JobStatus> {
     let mut status: Option<JobStatus> = None;
     for event in events {
-        let is_live = matches!(status, Some(JobStatus::Pending | JobStatus::Running));
-        let is_running = status == Some(JobStatus::Running);
-        let (may_follow, next) = match event.kind {
-            EventKind::Created => (status.is_none(), Some(JobStatus::Pending)),
-            EventKind::Started => (status == Some(JobStatus::Pending), Some(JobStatus::Running)),
-            EventKind::PhaseStarted
-            | EventKind::PhaseCompleted
-            | EventKind::PhaseFailed
-            | EventKind::Progress => (is_running, status),
-            EventKind::Retrying if event.data.get("reason") == Some(&"requested".into()) => (
-                matches!(status, Some(JobStatus::Failed | JobStatus::Cancelled)),
-                Some(JobStatus::Pending),
-            ),
-            EventKind::Retrying | EventKind::Interrupted => (is_running, Some(JobStatus::Pending)),
-            EventKind::Completed => (is_running, Some(JobStatus::Completed)),
-            EventKind::Failed => (is_live, Some(JobStatus::Failed)),
-            EventKind::Cancelled => (is_live, Some(JobStatus::Cancelled)),
-            EventKind::Deleted => (status.is_some_and(JobStatus::is_terminal), None),
-            EventKind::WebhookDelivered | EventKind::WebhookFailed => (status.is_some(), status),
-            other => panic!("{other} is new: say here what may come before it"),
-        };
-        assert!(may_follow, "{event:?} at {status:?} in {events:#?}");
-        status = next;
+        let next = status_after(status, event);
+        assert!(next.is_some(), "{event:?} at {status:?} in {events:#?}");
+        status = next.filter(|_| event.kind != EventKind::Deleted);
     }
     status
+}
+
+/// Where a job stands after an event; nothing if that event may not follow. A deleted job stands where it stood.
+pub(crate) fn status_after(status: Option<JobStatus>, event: &Event) -> Option<JobStatus> {
+    let is_live = matches!(status, Some(JobStatus::Pending | JobStatus::Running));
+    let is_running = status == Some(JobStatus::Running);
+    let (may_follow, next) = match event.kind {
+        EventKind::Created => (status.is_none(), Some(JobStatus::Pending)),
+        EventKind::Started => (status == Some(JobStatus::Pending), Some(JobStatus::Running)),
+        EventKind::PhaseStarted
+        | EventKind::PhaseCompleted
+        | EventKind::PhaseFailed
+        | EventKind::Progress => (is_running, status),
+        EventKind::Retrying if event.data.get("reason") == Some(&"requested".into()) => (
+            matches!(status, Some(JobStatus::Failed | JobStatus::Cancelled)),
+            Some(JobStatus::Pending),
+        ),
+        EventKind::Retrying | EventKind::Interrupted => (is_running, Some(JobStatus::Pending)),
+        EventKind::Completed => (is_running, Some(JobStatus::Completed)),
+        EventKind::Failed => (is_live, Some(JobStatus::Failed)),
+        EventKind::Cancelled => (is_live, Some(JobStatus::Cancelled)),
+        EventKind::Deleted => (status.is_some_and(JobStatus::is_terminal), status),
+        EventKind::WebhookDelivered | EventKind::WebhookFailed => (status.is_some(), status),
+        other => panic!("{other} is new: say here what may come before it"),
+    };
+    next.filter(|_| may_follow)
 }
