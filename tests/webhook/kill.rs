@@ -65,7 +65,8 @@ fn deliveries_survive_300_kills() {
             .wrapping_add(1_442_695_040_888_963_407);
         park_timeout(Duration::from_millis(15 + (chance >> 33) % 60));
         child.kill().unwrap();
-        child.wait().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), None, "the sender ended by itself: {status}");
     }
     let client = Client::open(bench.path()).unwrap();
     assert_eq!(client.check().unwrap(), Vec::<String>::new());
@@ -87,7 +88,8 @@ fn verify(bench: &Bench, queue: &JobQueue) {
         let page = queue.deliveries(&query).unwrap();
         for delivery in page.deliveries {
             assert_eq!(delivery.status, DeliveryStatus::Delivered, "{delivery:?}");
-            known.insert(delivery.webhook_id.clone(), delivery);
+            let other = known.insert(delivery.webhook_id.clone(), delivery);
+            assert!(other.is_none(), "two deliveries of one id: {other:?}");
         }
         let Some(next) = page.next else { break };
         query = query.after(next);
@@ -99,6 +101,7 @@ fn verify(bench: &Bench, queue: &JobQueue) {
         events.keys().copied().collect(),
         "each event has its delivery, and nothing else has one"
     );
+    assert_eq!(known.len(), events.len(), "and no event has two");
 
     let received = bench.receiver.received();
     let mut bodies: HashMap<&str, &str> = HashMap::new();
