@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use stepwell::webhook::{Endpoint, WebhookConfig};
@@ -43,7 +43,10 @@ fn fails_once() -> JobType<Value, Value> {
 /// Reads the log from its beginning to the end of a job of the type `end`; breaks off after five events each time.
 fn follow(addr: SocketAddr, file_id: &str) -> Vec<Sent> {
     let (mut heard, mut id): (Vec<Sent>, _) = (Vec::new(), format!("{file_id}-0"));
+    let started = Instant::now();
     loop {
+        let is_late = started.elapsed() >= 3 * PATIENCE;
+        assert!(!is_late, "no end came among {} events", heard.len());
         let mut stream = Stream::open(addr, "/events", &format!("Last-Event-ID: {id}\r\n"));
         for _ in 0..5 {
             let Some(sent) = stream.next() else { break };
