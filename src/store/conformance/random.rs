@@ -486,6 +486,10 @@ fn prune(rng: &mut Rng) -> Prune {
         1 => Keep::for_age(rng.ms(20_000)),
         _ => Keep::newest(100 + rng.below(60)),
     };
+    let retention = match rng.one_in(2) {
+        true => retention.deliveries(rng.ms(9000)),
+        false => retention,
+    };
     Prune {
         retention: retention.events(events),
         jobs_max: rng.index(5),
