@@ -3,8 +3,8 @@
 //! `--cfg stepwell_shuttle` only; `.ci/interleave` runs it.
 //!
 //! What it would catch: a wake-up that is lost (shuttle reports a deadlock), a claim that is not fenced, two handlers of one job, a
-//! second terminal event, a cancel that was answered and did not hold, a job that was acknowledged and does not end, counts that
-//! drift.
+//! second terminal event, a cancel or a retry that was answered and did not hold, a job that was acknowledged and does not end, or
+//! fails or is done twice although nothing happened that may lead to it, a result that is lost or another's, counts that drift.
 //!
 //! Each case is a job of two phases and two things that happen to it from two threads, while it runs: see [`Act`]. All pairs are
 //! cases, a thing with itself too. `STEPWELL_SCHEDULES` sets how many schedules each gets; one that fails is printed, and
@@ -20,6 +20,10 @@
 //! | a ring that comes while the committer is awake is forgotten | deadlock, in `a_late_result_goes_with` alone | 600, and not 60 |
 //! | a job is claimed while its old handler is inside | two handlers of one job | 60 |
 //! | an outcome of a claim that is over is written | a phase completed after the end of its job | 60 |
+//! | what returns while the queue is paused has failed | not completed | 50 |
+//! | each handler is called twice | entered twice | 50 |
+//! | each result is stored as the first one of job 1 | not its own result | 50 |
+//! | a retry is answered and nothing is done | retries that are not in the log | 50 |
 //!
 //! Not here: SQLite, files, sockets, and so the lock of a second process; waits that end by time alone; weak memory (shuttle knows
 //! sequential consistency only).

@@ -11,7 +11,7 @@ use crate::config::{Keep, Retention};
 use crate::delivery::{EndpointSpec, Kinds};
 use crate::engine::Engine;
 use crate::error::ErrorKind;
-use crate::event::EventKind;
+use crate::event::{Event, EventKind};
 use crate::job::{CancelOutcome, JobId, JobStatus, RetryFrom};
 use crate::new_job::NewJob;
 use crate::phase::context::PhaseContext;
@@ -29,6 +29,7 @@ const TIMEOUT: Duration = S;
 const AGE: Duration = Duration::from_secs(60);
 const SHUTDOWN: Duration = Duration::from_millis(5);
 const WAIT: Duration = Duration::from_secs(3600);
+const PHASES: [&str; 2] = ["one", "two"];
 
 /// What happens to the job while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,22 @@ pub(super) enum Act {
 }
 
 impl Act {
+    /// With this one a job may end otherwise than completed, be gone, or be left.
+    fn is_harsh(self) -> bool {
+        match self {
+            Act::Cancel
+            | Act::Retry
+            | Act::Retention
+            | Act::Delete
+            | Act::LateResult
+            | Act::Panic
+            | Act::Shutdown => true,
+            Act::Nothing | Act::Pause | Act::Delivery | Act::Bell | Act::Enqueue | Act::Wait => {
+                false
+            }
+        }
+    }
+
     pub(super) const ALL: [Act; 13] = [
         Act::Nothing,
         Act::Cancel,
@@ -81,10 +98,13 @@ impl Act {
 #[derive(Default)]
 struct Record {
     inside: Mutex<BTreeMap<JobId, u32>>,
+    /// How often a handler of a phase was entered.
+    starts: Mutex<BTreeMap<(JobId, u32), usize>>,
     panics: AtomicBool,
 }
 
 pub(super) struct World {
+    record: Arc<Record>,
     queue: JobQueue,
     engine: Arc<Engine>,
     clock: FakeClock,
@@ -131,8 +151,14 @@ impl World {
         let job_type = JobType::<Value>::new("job").retry(RetryPolicy::fixed(Duration::ZERO));
         builder.register(
             job_type
-                .phase(Phase::<u32>::new("one").timeout(TIMEOUT), handler(&record))
-                .phase(Phase::<u32>::new("two").timeout(TIMEOUT), handler(&record)),
+                .phase(
+                    Phase::<i64>::new(PHASES[0]).timeout(TIMEOUT),
+                    handler(&record),
+                )
+                .phase(
+                    Phase::<i64>::new(PHASES[1]).timeout(TIMEOUT),
+                    handler(&record),
+                ),
         );
         let queue = builder.open().expect("it opens");
         let engine = queue.engine().clone();
@@ -148,6 +174,7 @@ impl World {
         }];
         let job = queue.enqueue_job(job).expect("it is taken").id;
         World {
+            record,
             queue,
             engine,
             clock,
@@ -281,12 +308,8 @@ impl World {
                 }
             }
         }
-        self.judge_answers(
-            &events
-                .iter()
-                .map(|event| (event.job_id, event.kind))
-                .collect::<Vec<_>>(),
-        );
+        self.judge_answers(&events);
+        self.judge_phases(&events, !acts.iter().any(|act| act.is_harsh()));
         let is_kept = !acts.contains(&Act::Retention) && !acts.contains(&Act::Delete);
         for id in self.acknowledged.lock().iter() {
             let status = reader.status(*id).expect("readable");
@@ -294,25 +317,66 @@ impl World {
         }
     }
 
-    fn judge_answers(&self, events: &[(JobId, EventKind)]) {
-        let count = |kind| {
-            let of_kind = |event: &&(JobId, EventKind)| **event == (self.job, kind);
-            events.iter().filter(of_kind).count()
+    fn judge_answers(&self, events: &[Event]) {
+        let of_job = |event: &&Event| event.job_id == self.job;
+        let count = |is: &dyn Fn(&Event) -> bool| {
+            events
+                .iter()
+                .filter(of_job)
+                .filter(|event| is(event))
+                .count()
         };
-        let cancelled = *self.cancelled.lock();
-        assert_eq!(
-            count(EventKind::Cancelled),
-            cancelled as usize,
-            "as answered"
-        );
+        let cancelled = *self.cancelled.lock() as usize;
+        let cancels = count(&|event| event.kind == EventKind::Cancelled);
+        assert_eq!(cancels, cancelled, "cancelled, as answered");
+        let retried = *self.retried.lock() as usize;
+        assert_eq!(count(&is_retry), retried, "tried again, as answered");
         let status = self.engine.reader.status(self.job).expect("readable");
-        let retried = *self.retried.lock();
         if let Some(status) = status.filter(|_| cancelled > retried) {
             assert_eq!(
                 status,
                 JobStatus::Cancelled,
                 "a cancel that was answered holds"
             );
+        }
+    }
+
+    /// Each phase has the result of its own handler, is completed once, and was entered no more often than it had reason to be. Where
+    /// nothing harsh happened, that is once, and every job is completed.
+    fn judge_phases(&self, events: &[Event], is_gentle: bool) {
+        let reader = &self.engine.reader;
+        let starts = self.record.starts.lock().clone();
+        for id in self.acknowledged.lock().iter() {
+            let status = reader.status(*id).expect("readable");
+            assert!(
+                !is_gentle || status == Some(JobStatus::Completed),
+                "job {id} is {status:?}"
+            );
+            let of_job: Vec<_> = events.iter().filter(|event| event.job_id == *id).collect();
+            for (index, phase) in (0..).zip(PHASES) {
+                let of_phase = |kind| {
+                    let told = of_job.iter().filter(|event| event.kind == kind);
+                    told.filter(|event| event.phase.as_deref() == Some(phase))
+                        .count()
+                };
+                let completed = of_phase(EventKind::PhaseCompleted);
+                assert!(
+                    completed <= 1,
+                    "phase {phase} of job {id} is completed {completed} times"
+                );
+                let result = reader.result(*id, index).expect("readable");
+                if status.is_some() {
+                    let expected = (completed == 1).then(|| result_of(*id, index).to_string());
+                    assert_eq!(result, expected, "phase {phase} of job {id}");
+                }
+                let entered = starts.get(&(*id, index)).copied().unwrap_or(0);
+                let retries = of_job.iter().filter(|event| is_retry(event)).count();
+                let reasons = 1 + of_phase(EventKind::PhaseFailed) + retries;
+                assert!(
+                    (completed..=reasons).contains(&entered) && !(is_gentle && entered != 1),
+                    "phase {phase} of job {id} was entered {entered} times: {of_job:#?}"
+                );
+            }
         }
     }
 
@@ -328,10 +392,19 @@ impl World {
     }
 }
 
+fn is_retry(event: &Event) -> bool {
+    event.kind == EventKind::Retrying && event.data["reason"] == "requested"
+}
+
+/// No two phases of any jobs have the same.
+fn result_of(id: JobId, phase_index: u32) -> i64 {
+    id.as_i64() * 10 + i64::from(phase_index)
+}
+
 /// The handler of both phases.
 fn handler(
     record: &Arc<Record>,
-) -> impl Fn(&PhaseContext<Value>) -> Result<u32, PhaseError> + Send + Sync + use<> {
+) -> impl Fn(&PhaseContext<Value>) -> Result<i64, PhaseError> + Send + Sync + use<> {
     let record = record.clone();
     move |cx| {
         let enter = |by: u32| {
@@ -341,9 +414,15 @@ fn handler(
             assert!(*count <= 1, "two handlers of job {}", cx.job_id());
         };
         enter(1);
-        if cx.phase() == "two" {
-            let before: u32 = cx.get(Phase::new("one"))?;
-            assert_eq!(before, 7, "as it was saved");
+        let phase_index = u32::from(cx.phase() == PHASES[1]);
+        *record
+            .starts
+            .lock()
+            .entry((cx.job_id(), phase_index))
+            .or_default() += 1;
+        if phase_index == 1 {
+            let before: i64 = cx.get(Phase::new(PHASES[0]))?;
+            assert_eq!(before, result_of(cx.job_id(), 0), "as it was saved");
         }
         for _ in 0..3 {
             yield_now();
@@ -354,6 +433,6 @@ fn handler(
             // Without the hook, which would tell shuttle that the run has failed.
             resume_unwind(Box::new("on purpose"));
         }
-        Ok(7)
+        Ok(result_of(cx.job_id(), phase_index))
     }
 }
