@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -24,6 +25,8 @@ const WHOLE: &[u8] = include_bytes!(concat!("../golden/", "0.1.0", ".queue"));
 const BESIDE: [&str; 3] = ["-wal", "-owner", "-wake"];
 /// Enough to break anything.
 const CHANGES_MAX: usize = 12;
+/// For one change.
+const FORGING_MAX: Duration = Duration::from_secs(2);
 
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
@@ -120,7 +123,18 @@ fn beside(path: &Path, bytes: &mut Bytes<'_>) {
 fn sql(path: &Path, act: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
     let conn = Connection::open(path)?;
     conn.execute_batch("PRAGMA ignore_check_constraints = ON; PRAGMA writable_schema = ON;")?;
-    act(&conn)
+    // A table that is damaged already may have no end. That is SQLite's answer to the forger, and not what is looked for.
+    let interrupt = conn.get_interrupt_handle();
+    let (acting, is_over) = channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if is_over.recv_timeout(FORGING_MAX) == Err(RecvTimeoutError::Timeout) {
+            interrupt.interrupt();
+        }
+    });
+    let acted = act(&conn);
+    drop(acting);
+    watch.join().expect("it only waits");
+    acted
 }
 
 /// What an attacker writes where a name or a number is expected.
