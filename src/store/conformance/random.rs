@@ -367,12 +367,10 @@ fn attempted(rng: &mut Rng, bench: &Bench) -> Attempted {
         _ => Outcome::Gone,
     };
     let id = random_delivery(rng, bench);
-    let row = bench.reader.find_delivery(id).expect("readable");
+    let found = bench.reader.find_delivery(id).expect("readable");
     Attempted {
         id,
-        due: row
-            .and_then(|(row, _)| row.next_at)
-            .filter(|_| !rng.one_in(5)),
+        due: found.and_then(|(row, _)| row.next_at.filter(|_| !rng.one_in(5))),
         at: bench.now,
         took_ms: rng.below(100),
         status: rng.one_in(2).then_some(500),
@@ -477,7 +475,7 @@ fn prune(rng: &mut Rng) -> Prune {
         2 => Keep::newest(rng.below(4)),
         _ => Keep::for_age(rng.ms(most_ms)).and_newest(rng.below(6)),
     };
-    let retention = Retention::forever()
+    let mut retention = Retention::forever()
         .completed(keep(9000))
         .failed(keep(9000))
         .cancelled(keep(9000));
@@ -486,10 +484,9 @@ fn prune(rng: &mut Rng) -> Prune {
         1 => Keep::for_age(rng.ms(20_000)),
         _ => Keep::newest(100 + rng.below(60)),
     };
-    let retention = match rng.one_in(2) {
-        true => retention.deliveries(rng.ms(9000)),
-        false => retention,
-    };
+    if rng.one_in(2) {
+        retention = retention.deliveries(rng.ms(9000));
+    }
     Prune {
         retention: retention.events(events),
         jobs_max: rng.index(5),
