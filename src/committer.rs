@@ -138,6 +138,12 @@ struct Entry {
     promise: Option<Promise>,
 }
 
+/// Whether who sleeps until then would be awake too late for `at`. One whose time has passed sleeps by a clock that was set forward since:
+/// he does not know of it before he looks again.
+fn is_late(until: Option<Timestamp>, at: Timestamp, now: Timestamp) -> bool {
+    until.is_none_or(|until| at < until || until <= now)
+}
+
 impl Committer {
     pub(crate) fn new(store: Box<dyn Store>, clock: Clock) -> Committer {
         // Tags tell commits apart across processes that write to one file: a random-looking start, then counting.
@@ -195,9 +201,9 @@ impl Committer {
     /// As [`Committer::ring`], unless it sleeps and will be awake at `at`.
     pub(crate) fn ring_before(&self, at: Timestamp) {
         let mut state = self.state.lock();
+        let now = self.clock.now();
         // Awake: it may have asked for its deadline before there was this one.
-        let is_late = |until: Option<Timestamp>| until.is_none_or(|until| at < until);
-        if state.asleep.is_none_or(is_late) {
+        if state.asleep.is_none_or(|until| is_late(until, at, now)) {
             state.is_rung = true;
             self.ring_if_asleep(&mut state);
         }
@@ -310,15 +316,12 @@ impl Committer {
     }
 
     fn give_up_lead(&self, host: &dyn Host) {
-        let (deadline, wants_claims) = (
-            host.deadline().earliest(),
-            host.wants_claims(self.clock.now()),
-        );
+        let now = self.clock.now();
+        let (deadline, wants_claims) = (host.deadline().earliest(), host.wants_claims(now));
         let mut state = self.state.lock();
         state.is_led = false;
-        let is_earlier = |until: Option<Timestamp>| {
-            deadline.is_some_and(|at| until.is_none_or(|until| at < until))
-        };
+        let is_earlier =
+            |until: Option<Timestamp>| deadline.is_some_and(|at| is_late(until, at, now));
         let has_work = !state.list.is_empty()
             || state.is_rung
             || state.is_stopping

@@ -15,14 +15,17 @@ pub(crate) fn without_values(error: &serde_json::Error) -> String {
     ]
     .into_iter()
     .find_map(|what| {
-        let (found, expected) = text.strip_prefix(what)?.rsplit_once(", expected ")?;
+        // The last: what was found may have the same words in it. "there are no fields" is all that may be expected of some.
+        let text = text.strip_prefix(what)?;
+        let expected = text.rfind(", expected ").or_else(|| text.rfind(", "))?;
         // "string" of `string "secret"`.
-        let kind = found.split(['`', '"']).next().unwrap_or_default();
+        let kind = text[..expected]
+            .split(['`', '"'])
+            .next()
+            .unwrap_or_default();
         let what = format!("{what}{kind}");
-        Some(format!(
-            "{}, expected {expected}",
-            what.trim_end_matches([' ', ':'])
-        ))
+        let what = what.trim_end_matches([' ', ':']);
+        Some(format!("{what}{}", &text[expected..]))
     });
     masked.unwrap_or(text)
 }
@@ -114,6 +117,12 @@ mod tests {
         enum Kind {
             Debit,
         }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Empty {}
+        let error = serde_json::from_str::<Empty>(r#"{"secret": 1}"#).expect_err("no fields");
+        let says = "unknown field, there are no fields at line 1 column 9";
+        assert_eq!(without_values(&error), says);
         let told = |text| {
             let error = serde_json::from_str::<Card>(text).expect_err(text);
             let told = without_values(&error);

@@ -2,7 +2,7 @@
 //!
 //! | step | until | what |
 //! |---|---|---|
-//! | 1 intake | | callers get `Closed`, nothing is claimed |
+//! | 1 intake | | callers get `Closed`, handlers aside, and nothing is claimed |
 //! | 2 edges | the deadline | jobs stop at their next phase edge and are pending again, uncharged; webhook deliveries that were never tried are sent |
 //! | 3 flags | + 100 ms | handlers that are still inside are told to stop |
 //! | 4 fence | | those that did not are cut off: their jobs are pending, the interruption is recorded |

@@ -5,9 +5,10 @@
 //!
 //! - the wall clock steps *forward* (a board without a battery learns the time): followed at once;
 //! - it steps *back*: our time goes on from where it was at the pace of the monotonic clock, until the wall clock has caught
-//!   up or the queue is opened again. A retry that was to wait 5 s waits 5 s, not until the year comes round again.
+//!   up. A retry that was to wait 5 s waits 5 s, not until the year comes round again. Whoever opens a file that is ahead of the
+//!   wall clock goes on from there in the same way.
 //!
-//! So within one process `now` never goes back.
+//! So within one process `now` never goes back, nor from one opening of a file to the next.
 
 use std::fmt;
 use std::sync::Arc;
@@ -206,8 +207,8 @@ impl Clock {
     }
 
     /// What this clock is used for has got to `at` already: it goes on from there if it shows less. A board without a battery begins in
-    /// 1970 each time, and what waits in its file for a time of last week must not wait for a network that tells the date. A
-    /// clock that was set is believed when `at` is far ahead of it: then that was wrong.
+    /// 1970 each time, or on the day on which its system was built, and what waits in its file for a time of last week must not
+    /// wait for a network that tells the date. When `at` is ten years ahead of a clock that was set, that was wrong.
     pub(crate) fn go_on_from(&self, at: Timestamp) {
         match &*self.0 {
             Source::System(anchor) => {
@@ -287,7 +288,7 @@ fn whole_ms(duration: Duration) -> Duration {
 
 /// A clock that shows less was never set (2020-01-01): what happened "then" says nothing about its age.
 pub(crate) const CLOCK_WAS_SET: Timestamp = Timestamp::from_millis(1_577_836_800_000);
-const AHEAD_MAX: Duration = Duration::from_secs(366 * 86_400);
+const AHEAD_MAX: Duration = Duration::from_secs(3653 * 86_400);
 
 fn is_credible(at: Timestamp, now: Timestamp) -> bool {
     now < CLOCK_WAS_SET || at <= now.after(AHEAD_MAX)

@@ -13,6 +13,7 @@ use crate::file::{self, FileJob, State};
 use crate::manifest::{Bits, each_line};
 use crate::phases::Ingest;
 use crate::report::FAILURES_SHOWN;
+use crate::sums::LAST_JOB;
 
 /// What the events tell.
 pub struct Tally {
@@ -48,7 +49,9 @@ impl Tally {
 
     pub fn note(&mut self, event: &Event) {
         let id = event.job_id;
-        if matches!(event.kind, EventKind::Failed | EventKind::Cancelled) {
+        if &*event.job_type == LAST_JOB {
+            // It is about no file.
+        } else if matches!(event.kind, EventKind::Failed | EventKind::Cancelled) {
             self.failed.insert(id);
         } else if event.kind == EventKind::Completed {
             // It may have failed before, and been tried again.

@@ -258,7 +258,9 @@ impl Engine {
     /// A handler has returned whose claim was over: the job may have waited for that.
     pub(crate) fn zombie_left(&self, returned: Returned) {
         // There may be one whose worker could not be replaced.
-        if let Some((id, epoch)) = self.live.overstayed() {
+        if let Some((id, epoch)) = self.live.overstayed()
+            && self.live.left_count() < self.config.abandoned_max()
+        {
             self.replace_worker(id, epoch);
         }
         self.state.lock().backlog.unknown();

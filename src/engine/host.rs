@@ -376,7 +376,9 @@ impl Engine {
                     self.changed(row, now);
                 }
                 if let Op::SetPlan { id, .. } = op {
-                    self.state.lock().planning.remove(&id);
+                    let mut state = self.state.lock();
+                    state.planning.remove(&id);
+                    state.backlog.unknown();
                 }
             }
             (op @ (Op::Settle(_) | Op::SetPlan { .. } | Op::Prune(_)), Err(error)) => {

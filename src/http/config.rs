@@ -93,7 +93,7 @@ impl HttpConfig {
     }
 
     /// The address to bind, if all of this is sound.
-    fn validate(&self) -> Result<SocketAddr> {
+    pub(crate) fn validate(&self) -> Result<SocketAddr> {
         let invalid =
             |problem: String| Error::new(ErrorKind::InvalidConfig, format!("http: {problem}"));
         let mut found = self.addr.to_socket_addrs().map_err(|error| {

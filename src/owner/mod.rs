@@ -23,8 +23,8 @@
 //! | within `begin` (a torn header) | a header with a wrong checksum: no evidence | the commit is done, nothing was claimed yet |
 //! | while it runs | its own slots | that is what they are for |
 //!
-//! The file is never synced: it tells about deaths of processes, and a process's writes survive its death. After a power cut
-//! the boot id is another, and nothing in the file is believed.
+//! Only its header is synced, once for each opening: the rest tells about deaths of processes, and a process's writes survive its
+//! death. After a power cut the boot id is another, and nothing in the file is believed.
 //!
 //! Turned down: a pid in a file (pids come again), fcntl locks (closing any descriptor of the file in the process drops them),
 //! SQLite's exclusive mode (it would shut out clients and the `sqlite3` shell).
@@ -74,7 +74,7 @@ pub(crate) enum PredecessorEnd {
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     pub(crate) end: PredecessorEnd,
-    /// What its workers were inside; empty unless the process died with the machine still up.
+    /// What its workers were inside; empty when the machine went down, or nothing can be read.
     pub(crate) inside: Vec<Inside>,
 }
 
@@ -231,6 +231,17 @@ pub(crate) fn running_owner(db: &Path) -> Option<u32> {
     }
 }
 
+/// What whoever wants to run jobs on this file is told, if another process does.
+#[cfg_attr(
+    not(feature = "http"),
+    allow(dead_code, reason = "else the lock itself is asked for first")
+)]
+pub(crate) fn refusal(db: &Path) -> Option<Error> {
+    let db = db.canonicalize().ok()?;
+    let pid = running_owner(&db)?;
+    Some(locked(&db, Some(pid).filter(|pid| *pid > 0)))
+}
+
 fn holder(path: &Path) -> Option<u32> {
     let bytes = std::fs::read(path).ok()?;
     std::str::from_utf8(bytes.get(..64)?)
@@ -268,7 +279,11 @@ fn lock(file: &File, path: &Path, db: &Path) -> Result<()> {
             }
         }
     }
-    let holder = holder(path).map_or_else(
+    Err(locked(db, holder(path)))
+}
+
+fn locked(db: &Path, holder: Option<u32>) -> Error {
+    let holder = holder.map_or_else(
         || "another process".to_owned(),
         |pid| format!("process {pid}"),
     );
@@ -276,7 +291,7 @@ fn lock(file: &File, path: &Path, db: &Path) -> Result<()> {
         "{}: {holder} runs jobs on this file: end it, or use a Client beside it",
         db.display()
     );
-    Err(Error::new(ErrorKind::Locked, problem))
+    Error::new(ErrorKind::Locked, problem)
 }
 
 /// The path of a file beside the database: `jobs.db` and `-owner` give `jobs.db-owner`.

@@ -134,6 +134,15 @@ impl Builder {
         self
     }
 
+    /// Believes the system's clock also when it is behind what is in the file. Else the queue goes on from the newest event there: the
+    /// better guess where no clock survives a power cut. For a file that was written while a clock was set wrong, ahead of the
+    /// time: once is enough. What waits there for another try waits until that time.
+    #[must_use]
+    pub fn trust_clock(mut self) -> Builder {
+        self.config.trusts_clock = true;
+        self
+    }
+
     /// How long the shutdown waits when the queue is dropped without one. Defaults to `10 s`.
     #[must_use]
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Builder {
@@ -178,7 +187,7 @@ impl Builder {
         let outlet = self.outlet()?;
         // Before the engine, which runs jobs as soon as it is there: a port that is taken must not cost them anything.
         #[cfg(feature = "http")]
-        let listener = self.http.as_ref().map(HttpConfig::bind).transpose()?;
+        let listener = self.listener()?;
         let clock = self.clock.unwrap_or_else(Clock::system);
         let engine = Engine::open(self.config, self.registry, clock, outlet)?;
         // A builder opens once: it is consumed here.
@@ -190,6 +199,22 @@ impl Builder {
             queue.serve(http, listener)?;
         }
         Ok(queue)
+    }
+
+    /// The port, if one is wanted. If it is taken by the process that runs jobs on the same file, that is the reason to tell.
+    #[cfg(feature = "http")]
+    fn listener(&self) -> Result<Option<std::net::TcpListener>> {
+        let Some(http) = &self.http else {
+            return Ok(None);
+        };
+        http.validate()?;
+        http.bind().map(Some).map_err(|error| {
+            let locked = match &self.config.location {
+                Location::File(path) => crate::owner::refusal(path),
+                Location::Memory => None,
+            };
+            locked.unwrap_or(error)
+        })
     }
 
     /// Who sends deliveries.

@@ -28,9 +28,13 @@ use crate::shutdown::{Shutdown, ShutdownReport};
 use crate::time::Timestamp;
 
 /// A queue that runs jobs. Cheap to clone; every clone is the same queue, and may be used from any thread, from handlers and
-/// from callbacks. When the last clone is dropped it shuts down, with the builder's `shutdown_timeout`.
+/// from callbacks. When the last clone is dropped it shuts down, with the builder's `shutdown_timeout`; those that were made by
+/// [`WeakQueue::upgrade`] do not count.
 #[derive(Clone)]
-pub struct JobQueue(Arc<Inner>);
+pub struct JobQueue(
+    Arc<Inner>,
+    #[allow(dead_code, reason = "it is there to be dropped")] Option<Arc<KeepsOpen>>,
+);
 
 /// A queue that this does not keep open: for callbacks, and whatever else the queue itself holds.
 ///
@@ -52,10 +56,10 @@ pub struct JobQueue(Arc<Inner>);
 pub struct WeakQueue(Weak<Inner>);
 
 impl WeakQueue {
-    /// The queue, if a [`JobQueue`] is left.
+    /// The queue, if a [`JobQueue`] is left. What this answers, and its clones, do not keep it open either.
     #[must_use]
     pub fn upgrade(&self) -> Option<JobQueue> {
-        self.0.upgrade().map(JobQueue)
+        self.0.upgrade().map(|inner| JobQueue(inner, None))
     }
 }
 
@@ -114,13 +118,14 @@ impl JobQueue {
     }
 
     pub(crate) fn new(engine: Arc<Engine>) -> JobQueue {
-        JobQueue(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             engine,
             listeners: Arc::default(),
             shutdown: Arc::default(),
             #[cfg(feature = "http")]
             http: std::sync::OnceLock::new(),
-        }))
+        });
+        JobQueue(inner.clone(), Some(Arc::new(KeepsOpen(inner))))
     }
 
     #[cfg(all(test, stepwell_shuttle))]
@@ -487,13 +492,22 @@ impl JobQueue {
     }
 }
 
-impl Drop for Inner {
+/// The queue is shut down when the last of those goes who keep it open.
+struct KeepsOpen(Arc<Inner>);
+
+impl Drop for KeepsOpen {
     fn drop(&mut self) {
-        if self.shutdown.is_asked() {
+        let Inner {
+            engine,
+            listeners,
+            shutdown,
+            ..
+        } = &*self.0;
+        if shutdown.is_asked() {
             return;
         }
-        let timeout = self.engine.config.shutdown_timeout;
-        if let Err(error) = self.shutdown.run(&self.engine, &self.listeners, timeout) {
+        let timeout = engine.config.shutdown_timeout;
+        if let Err(error) = shutdown.run(engine, listeners, timeout) {
             log::warn!("{error}");
         }
     }

@@ -153,22 +153,25 @@ impl Step<'_> {
         let done = self.part(|commit| {
             let (rows, head, now) = commit.rows();
             let first = DeliveryId::of_event(keep_from(events, head).max(0), 0);
-            let old = ages_from(now)..cutoff(keep, now);
-            let (mut jobs, oldest) = rows.prune_deliveries(first, old, most)?;
-            let gone = jobs.len();
-            jobs.sort();
-            jobs.dedup();
-            for job in jobs {
-                if !is_there(rows, job)? {
-                    drop_endpoints(rows, job)?;
-                }
-            }
-            Ok((gone, oldest))
+            rows.prune_deliveries(first, ages_from(now)..cutoff(keep, now), most)
         })?;
-        if let Some((gone, oldest)) = done {
-            self.pruned.deliveries = gone;
-            self.pruned.more |= gone == most;
-            self.pruned.until(oldest, keep);
+        let Some((mut jobs, oldest)) = done else {
+            return Ok(());
+        };
+        self.pruned.deliveries = jobs.len();
+        self.pruned.more |= jobs.len() == most;
+        self.pruned.until(oldest, keep);
+        jobs.sort();
+        jobs.dedup();
+        for job in jobs {
+            // An endpoint that is damaged stays, and keeps no delivery.
+            self.part(|commit| {
+                let (rows, ..) = commit.rows();
+                if is_there(rows, job)? {
+                    return Ok(());
+                }
+                drop_endpoints(rows, job)
+            })?;
         }
         Ok(())
     }

@@ -303,13 +303,16 @@ impl Outlet for Courier {
     }
 
     fn look(&self) {
-        let is_started = self.inbox.lock().is_started;
+        let is_awaited = {
+            let inbox = self.inbox.lock();
+            inbox.is_started || inbox.again.is_some()
+        };
         // What cannot be read may be there.
         let has_some = || {
             let waiting = self.office.reader.waiting();
             waiting.map_or(true, |waiting| !waiting.is_empty())
         };
-        if is_started || has_some() {
+        if is_awaited || has_some() {
             self.tell(|inbox| inbox.look = true);
         }
     }

@@ -236,6 +236,30 @@ fn plans_are_made_one_after_another_and_hold_up_nobody() {
     assert_sound(&queue);
 }
 
+/// The bug: the next ones were looked for when a plan was made, and not when none could be.
+#[test]
+fn jobs_behind_those_that_cannot_be_planned_are_looked_at_too() {
+    let harness = Harness::new();
+    let planned = JobType::planned(
+        "planned",
+        |_: &u32| {
+            // Slower than the commits that find the others.
+            std::thread::park_timeout(Duration::from_millis(2));
+            Err("not today".to_owned())
+        },
+        |_| Ok(Value::Null),
+    );
+    let mut builder = harness.builder().workers(40);
+    builder.register(planned);
+    let queue = builder.open().unwrap();
+    let client = harness.client();
+    let new = |n: u32| NewJob::new("planned", &n).unwrap();
+    for job in client.enqueue_all((0..150).map(new).collect()).unwrap() {
+        harness.wait_for(&queue, job.id, JobStatus::Failed);
+    }
+    assert_sound(&queue);
+}
+
 /// It panics while it is decoded.
 struct Unreadable;
 

@@ -10,6 +10,8 @@ use stepwell::{CancelOutcome, ErrorKind, EventKind, JobQueue, JobStatus, JobType
 
 use crate::support::{Gate, Harness, ONE, assert_sound};
 
+/// Of what must not last, and would end by itself.
+const LONG: Duration = Duration::from_secs(10);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn plain() -> JobType<Value, Value> {
@@ -120,7 +122,7 @@ fn a_slow_callback_can_ask_for_the_end_that_another_has_asked_for() {
                 // Everything is over but us.
                 park_timeout(Duration::from_millis(50));
                 if let Some(queue) = own.upgrade() {
-                    queue.shutdown(HOUR).ok();
+                    queue.shutdown(LONG).ok();
                 }
             }
         })
@@ -128,7 +130,7 @@ fn a_slow_callback_can_ask_for_the_end_that_another_has_asked_for() {
     jobs.enqueue(&Value::Null).unwrap();
     harness.recv(&heard);
     let started = Instant::now();
-    queue.shutdown(HOUR).ok();
+    queue.shutdown(LONG).ok();
     let took = started.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
     while end.recv().is_ok() {}

@@ -371,6 +371,16 @@ pub(super) fn a_planned_job_can_be_claimed_and_an_unplannable_one_fails(bench: &
     });
     assert_eq!((ids(&claims), claims.unplanned.len()), (vec![plain], 1));
     assert_eq!((claims.more, claims.is_full), (true, false));
+    // Those that have a plan need none.
+    let planned = new_job("planned").priority(9);
+    let planned = bench.enqueue(planned.phases([crate::job::PhaseName::new("a")]));
+    let claims = bench.claim_with(&ClaimRequest {
+        plans_max: 0,
+        room: 1,
+        ..bench.request()
+    });
+    assert_eq!((ids(&claims), claims.unplanned.len()), (vec![planned], 0));
+    assert_eq!((claims.more, claims.is_full), (true, false));
     let claims = bench.claim();
     assert_eq!(ids(&claims), []);
     let unplanned: Vec<_> = claims.unplanned.iter().map(|(id, ..)| *id).collect();

@@ -43,10 +43,6 @@ impl Commit<'_> {
                 let running = self.rows.running(claimable.type_id)?;
                 limit = limit.min(max.saturating_sub(running) as usize);
             }
-            if claimable.plan.is_none() {
-                // Behind those whose plans are being made the others of the type wait: they are not passed by.
-                limit = limit.min(request.plans_max);
-            }
             // A few more than there is room for: those that must not be claimed now, and one to know whether there are more.
             rows.clear();
             self.rows.due(
@@ -56,6 +52,11 @@ impl Commit<'_> {
                 &mut rows,
             )?;
             rows.retain(|row| !request.exclude.contains(&row.id));
+            if let Some(end) = self.first_beyond_plans(&rows, claimable) {
+                // Those behind it wait, and are not passed by.
+                self.claims.more = true;
+                rows.truncate(end);
+            }
             if rows.len() > limit {
                 self.claims.more = true;
                 self.claims.is_full |= limit == self.room;
@@ -85,6 +86,13 @@ impl Commit<'_> {
             }
         }
         Ok(Look::Done)
+    }
+
+    /// The first of these due jobs of a type that has no plan, and for which none may be asked now.
+    fn first_beyond_plans(&self, rows: &[JobRow], claimable: &Claimable) -> Option<usize> {
+        let has_none = |row: &JobRow| claimable.plan.is_none() && row.plan_id == 0;
+        let mut unplanned = rows.iter().enumerate().filter(|(_, row)| has_none(row));
+        unplanned.nth(self.request.plans_max).map(|(at, _)| at)
     }
 
     /// Claims a due job, and answers how many bytes of input that loaded.
