@@ -225,3 +225,21 @@ fn who_gives_up_the_lead_wakes_the_sleeper_if_there_is_something_for_it() {
     assert!(with(&|state| state.is_stopping = true));
     assert!(with(&|state| state.retry_at = Some(monotonic())));
 }
+
+/// The bug: whoever slept until a time that a clock had passed in a jump was not woken for what was due a second later.
+#[test]
+fn a_sleeper_whose_time_has_passed_is_late_for_everything() {
+    let at = Timestamp::from_millis;
+    for (until, due, now, expected) in [
+        (None, 5, 1, true),
+        (Some(9), 5, 1, true),
+        (Some(5), 9, 1, false),
+        (Some(5), 9, 7, true),
+    ] {
+        assert_eq!(
+            is_late(until.map(at), at(due), at(now)),
+            expected,
+            "{until:?}"
+        );
+    }
+}

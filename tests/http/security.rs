@@ -275,3 +275,19 @@ fn a_port_that_is_taken_is_told_before_any_job_runs() {
     queue.wait(id, PATIENCE).unwrap();
     assert!(entered.load(Ordering::Relaxed));
 }
+
+/// The bug: it was told of the port, which the first one has, and not of the first one.
+#[test]
+fn a_second_queue_on_the_same_file_and_port_is_told_who_runs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("jobs.db");
+    let first = builder(&file).http(local()).open().unwrap();
+    let addr = first.http_addr().unwrap().to_string();
+    let error = builder(&file)
+        .http(HttpConfig::new(addr))
+        .open()
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
+    let pid = format!("process {} runs jobs", std::process::id());
+    assert!(error.to_string().contains(&pid), "{error}");
+}

@@ -170,6 +170,17 @@ fn a_callback_with_a_weak_queue_does_not_keep_it_open() {
     assert_sound(&harness.open_without_workers());
 }
 
+/// The bug: whoever had made a queue of it at that moment kept it open, and `main` came to its end without a shutdown.
+#[test]
+fn a_queue_that_was_made_of_a_weak_one_keeps_nothing_open() {
+    let harness = Harness::new();
+    let (queue, jobs) = harness.open(plain());
+    let made = queue.downgrade().upgrade().unwrap();
+    drop((queue, jobs));
+    assert!(made.shutdown_report().is_some());
+    assert_sound(&harness.open_without_workers());
+}
+
 /// The bug: it heard from where the first one was.
 #[test]
 fn a_second_callback_hears_nothing_of_before() {
