@@ -40,6 +40,8 @@
 //! Turned down: a committer thread alone. With one caller it costs two wake-ups for each commit, which at
 //! `Durability::Normal` is six times the commit itself.
 
+#[cfg(test)]
+mod doubt;
 mod failure;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{Committer, Entry, Host, Promise, is_of_one};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Seq;
 use crate::store::Failure;
 use crate::store::ops::Op;
 use crate::store::seam::Committed;
@@ -26,6 +25,21 @@ pub(super) struct Trial {
     pub(super) took: Duration,
 }
 
+impl Trial {
+    /// It changed something and left no row in the log, so it cannot be recognised: pauses, endpoints, checkpoints of handlers.
+    fn has_no_mark(&self) -> bool {
+        self.committed.last_row_seq == 0 && self.committed.has_written
+    }
+}
+
+/// Where a commit is whose end nobody has seen.
+enum Found {
+    OnMedium,
+    /// Whoever reads sees it, and a power cut may undo it.
+    InFile,
+    Nowhere,
+}
+
 /// A commit that may be in the file.
 pub(super) struct Doubt {
     pub(super) trial: Trial,
@@ -40,15 +54,16 @@ impl Committer {
             return Ok(());
         };
         let trial = &doubt.trial;
-        match self.is_there(trial.committed.last_row_seq, trial.tag) {
-            Ok(true) => {
+        match self.find(trial) {
+            // Nobody was told that it is on the medium: it need not be.
+            Ok(Found::OnMedium | Found::InFile) => {
                 log::info!("the commit in doubt is in the file");
                 let (ops, _): (Vec<_>, Vec<_>) = doubt.ops.into_iter().unzip();
                 let promises = ops.iter().map(|_| None).collect();
                 self.publish(host, ops, promises, doubt.trial);
                 Ok(())
             }
-            Ok(false) => {
+            Ok(Found::Nowhere) => {
                 log::info!("the commit in doubt is not in the file");
                 let posted = doubt.ops.into_iter().filter(|(_, is_posted)| *is_posted);
                 self.keep(posted.map(|(op, _)| op));
@@ -80,12 +95,25 @@ impl Committer {
     /// After a failed commit: forgets everything that is in memory, and looks whether the commit is in the file.
     pub(super) fn look(&self, error: Error, trial: Trial) -> std::result::Result<Trial, Outcome> {
         log::debug!("a commit failed, the file is opened anew to see whether it happened: {error}");
-        match self.is_there(trial.committed.last_row_seq, trial.tag) {
-            Ok(true) => Ok(trial),
-            // A commit without a row in the log cannot be recognised. It changed nothing that cannot be done again.
-            Ok(false) => Err(Outcome::Failed(error)),
-            // There is no room to write over it, and no need: it was a write that failed, so its end is not in the log.
-            Err(_) if error.kind() == ErrorKind::StorageFull => Err(Outcome::Failed(error)),
+        match self.find(&trial) {
+            Ok(Found::OnMedium) => Ok(trial),
+            Ok(Found::InFile) => {
+                let problem = format!(
+                    "{error}; it is in the file, and may not survive a power cut while somebody reads an older state of it"
+                );
+                let error = Error::new(ErrorKind::OutcomeUnknown, problem);
+                Err(Outcome::Unknown(error, Box::new(trial)))
+            }
+            // A write that failed: its end is not in the log, whether it can be recognised or not.
+            _ if error.kind() == ErrorKind::StorageFull => Err(Outcome::Failed(error)),
+            Ok(Found::Nowhere) if trial.has_no_mark() => {
+                let problem = format!("it may or may not have happened: {error}");
+                Err(Outcome::Failed(Error::new(
+                    ErrorKind::OutcomeUnknown,
+                    problem,
+                )))
+            }
+            Ok(Found::Nowhere) => Err(Outcome::Failed(error)),
             Err(reopen_error) => {
                 let problem = format!("{error}; then the file cannot be opened: {reopen_error}");
                 let error = Error::new(ErrorKind::OutcomeUnknown, problem);
@@ -108,10 +136,10 @@ impl Committer {
         })
     }
 
-    /// Whether the commit that ended with row `seq` and carries `tag` is in the file. If it is, it is on the medium too when
-    /// this returns. If it is not, it never will be: while another process has the file open, its pages are still in the log
-    /// beside the file, whole when only their sync has failed, and would count after a crash. So they are written over.
-    fn is_there(&self, seq: Seq, tag: i64) -> Result<bool> {
+    /// Where a commit is. If it is nowhere, it never will be anywhere: while another process has the file open, its pages are still
+    /// in the log beside the file, whole when only their sync has failed, and would count after a crash. So they are written over.
+    fn find(&self, trial: &Trial) -> Result<Found> {
+        let (seq, tag) = (trial.committed.last_row_seq, trial.tag);
         let mut store = self.store.lock();
         store.reopen()?;
         let mut found = None;
@@ -126,10 +154,17 @@ impl Committer {
             return Err(error);
         }
         if found != Some(tag) {
-            return Ok(false);
+            return Ok(Found::Nowhere);
         }
-        store.checkpoint()?;
-        Ok(true)
+        // Its sync has failed, and another one would say nothing: the system has marked the pages as written. Folded back they are
+        // written anew, and synced.
+        Ok(match store.checkpoint() {
+            Ok(()) => Found::OnMedium,
+            Err(error) => {
+                log::debug!("the log was not folded back: {error}");
+                Found::InFile
+            }
+        })
     }
 
     /// Nothing was changed: callers are told, the rest is kept for another try.

@@ -276,6 +276,15 @@ impl Host for Engine {
             (_, Some(error)) => log::debug!("the store failed again: {error}"),
             (_, None) => {}
         }
+        drop(state);
+        if matches!(news, News::WorksAgain | News::Quietly) {
+            // Of a commit that could not be recognised nobody knows whether it paused something.
+            match self.load_pauses() {
+                Ok(()) => self.give_back_paused(),
+                Err(error) => log::warn!("what is paused cannot be read: {error}"),
+            }
+            self.tell_outlet(|outlet| outlet.look());
+        }
     }
 }
 

@@ -74,6 +74,21 @@ fn an_idle_queue_closes_at_once() {
 
 /// 30 rounds, with time and without. The commit that is under way when the end is asked for claims jobs. The bug: who asked
 /// had looked before it was through, and nobody gave them back: they were `running` in a file that nobody ran.
+/// The bug: the end waited ten seconds for whoever read an older state of the file, and told nobody what it had done.
+#[test]
+fn a_reader_of_an_older_state_does_not_hold_the_end() {
+    let harness = Harness::new();
+    let (queue, jobs) = harness.open(plain());
+    harness.run_one(&queue, &jobs, &Value::Null);
+    let reader = rusqlite::Connection::open(harness.path()).expect("it can be opened");
+    let read = "BEGIN; SELECT * FROM job;";
+    reader.execute_batch(read).expect("it can be read");
+    harness.run_one(&queue, &jobs, &Value::Null);
+    let report = queue.shutdown(5000 * MS);
+    report.expect("nothing is under way");
+    reader.execute_batch("COMMIT").expect("it is still open");
+}
+
 #[test]
 fn what_is_claimed_while_the_queue_closes_is_given_back() {
     let harness = Harness::new();

@@ -25,6 +25,7 @@ mod updates;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -120,13 +121,17 @@ impl Store for SqliteStore {
         Ok(())
     }
 
+    /// Does not wait for readers: a copy of the file that is being made may take hours.
     fn checkpoint(&mut self) -> Result<()> {
-        let Some(conn) = &self.conn else {
+        let Some(conn) = &mut self.conn else {
             return Ok(());
         };
-        let busy: i64 = conn
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
-            .map_err(|error| errors::map(error, errors::Context::Open(&self.path)))?;
+        let folded = conn.busy_timeout(Duration::ZERO).and_then(|()| {
+            conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+        });
+        let folded = conn.busy_handler(Some(open::busy)).and(folded);
+        let busy: i64 =
+            folded.map_err(|error| errors::map(error, errors::Context::Open(&self.path)))?;
         if busy == 0 {
             Ok(())
         } else {
