@@ -27,7 +27,8 @@ use crate::time::{Clock, Timestamp};
 /// Enqueues, cancels, retries and inspects jobs in the file of a queue that another process runs, or none at present. The
 /// running process notices at once; where it could not make the socket beside the file (its log has a warning), with its next
 /// commit. Where the system's clock is behind the file, a client goes on from the newest event there, and so may be behind the queue
-/// by as long as that has been idle: its delays and deadlines count from then.
+/// by as long as that has been idle: its delays and deadlines count from then. On a full disk a client that adds work is refused, as
+/// callers of the queue are.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -306,12 +307,18 @@ impl Client {
 impl Requests for Client {
     fn request(&self, op: Op) -> Result<Done> {
         let now: Timestamp = self.clock.now();
+        let adds_work = op.adds_work();
         let ops = [op];
         let mut answers = Vec::new();
-        let done = self.store.lock().transact(&mut |rows| {
+        let mut store = self.store.lock();
+        if adds_work {
+            store.check_room()?;
+        }
+        let done = store.transact(&mut |rows| {
             answers = seam::run(rows, &ops, &ClaimRequest::default(), now, 0)?.answers;
             Ok(())
         });
+        drop(store);
         match done {
             Ok(()) => {}
             Err(Failure::NothingDone(error)) => return Err(error),

@@ -35,14 +35,17 @@
 //!
 //! While the store does not work, the committer thread tries once after each pause: what is on the list or, when there is
 //! nothing, a small write. So the queue finds out by itself when there is space again. Callers try at once, each for himself.
+//! On a full disk there is a little room for what is under way: see `reserve`.
 //!
 //! Source of the idea: flat combining (Hendler, Incze, Shavit, Tzafrir, SPAA 2010), with a thread for those who do not wait.
 //! Turned down: a committer thread alone. With one caller it costs two wake-ups for each commit, which at
 //! `Durability::Normal` is six times the commit itself.
 
+mod batch;
 #[cfg(test)]
 mod doubt;
 mod failure;
+mod reserve;
 #[cfg(test)]
 mod tests;
 mod ticket;
@@ -56,11 +59,11 @@ use crate::store::seam::{self, Committed};
 use crate::store::{Done, Failure, Store};
 use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, is_panicking};
 use crate::time::{Clock, RECHECK, RECHECK_LAZY, Timestamp, monotonic};
+use batch::{Entry, apart, gather, take_batch, take_callers, together};
 use failure::{Doubt, Outcome, Trial};
+use reserve::{Looks, Low};
 use ticket::{Promise, Ticket};
 
-/// Operations in one transaction: enough to make its fixed costs small, few enough to keep it short.
-const BATCH_MAX: usize = 512;
 /// The first pause after a failed commit; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -132,12 +135,9 @@ struct State {
     failed_at: Option<Instant>,
     /// To be cleared up by the next lead.
     doubt: Option<Box<Doubt>>,
-}
-
-struct Entry {
-    op: Op,
-    /// None for what was posted.
-    promise: Option<Promise>,
+    /// The disk is full, and the room that was kept on it is given away.
+    low: Option<Low>,
+    looks: Looks,
 }
 
 /// Whether who sleeps until then would be awake too late for `at`. One whose time has passed sleeps by a clock that was set forward since:
@@ -151,13 +151,15 @@ impl Committer {
         // Tags tell commits apart across processes that write to one file: a random-looking start, then counting.
         let start =
             u64::from(std::process::id()) << 40 ^ clock.now().as_millis().unsigned_abs() << 8;
-        Committer {
+        let committer = Committer {
             state: Mutex::default(),
             bell: Condvar::new(),
             store: Mutex::new(store),
             clock,
             tag: AtomicU64::new(start),
-        }
+        };
+        committer.begin_low_if_spent();
+        committer
     }
 
     /// Does `op` and answers when it is on disk.
@@ -310,6 +312,9 @@ impl Committer {
         state.asleep = Some(deadline.earliest());
         // Until a pause is over nothing is done, whatever is due.
         let wait = pause.or([exact, lazy].into_iter().flatten().min());
+        let look = state.low.as_ref();
+        let look = look.map(|low| low.look_at.saturating_duration_since(monotonic()));
+        let wait = [wait, look].into_iter().flatten().min();
         match wait {
             Some(wait) => drop(self.bell.wait_for(state, wait)),
             None => self.bell.wait(state),
@@ -328,6 +333,7 @@ impl Committer {
             || state.is_rung
             || state.is_stopping
             || state.retry_at.is_some()
+            || state.low.is_some()
             || wants_claims;
         if state
             .asleep
@@ -343,7 +349,8 @@ impl Committer {
         let now = self.clock.now();
         let mut due = Vec::new();
         host.due(now, batch.is_empty(), &mut due);
-        if has_failed && batch.is_empty() && due.is_empty() {
+        let is_to_be_seen = has_failed || self.refill(host);
+        if is_to_be_seen && batch.is_empty() && due.is_empty() {
             due.push(Op::Probe);
         }
         batch.extend(due.into_iter().map(|op| Entry { op, promise: None }));
@@ -356,25 +363,34 @@ impl Committer {
 
     /// Clears up a doubt, then does a batch.
     fn lead(&self, host: &dyn Host, batch: Vec<Entry>) {
-        let (ops, promises) = batch
-            .into_iter()
-            .map(|entry| (entry.op, entry.promise))
-            .unzip();
+        let had_work = !batch.is_empty();
+        let batch = self.admit(host, batch);
+        if had_work && batch.is_empty() {
+            return;
+        }
         match self.clear_up(host) {
-            Ok(()) => self.lead_batch(host, ops, promises),
-            Err(error) => self.failed(host, &error, ops, promises),
+            Ok(()) => self.lead_batch(host, batch),
+            Err(error) if self.gives_room(&error) => self.lead_with_room(host, &error, batch),
+            Err(error) => {
+                let (ops, promises) = apart(batch);
+                self.failed(host, &error, ops, promises);
+            }
         }
     }
 
     /// Does a batch, in one transaction if it can be.
-    fn lead_batch(&self, host: &dyn Host, ops: Vec<Op>, promises: Vec<Option<Promise>>) {
+    fn lead_batch(&self, host: &dyn Host, batch: Vec<Entry>) {
+        let (ops, promises) = apart(batch);
         match self.commit(host, &ops) {
             Ok(trial) => self.publish(host, ops, promises, trial),
             Err(Outcome::Failed(error)) if is_of_one(&error) && ops.len() > 1 => {
                 // One of them cannot be done, and had written before it found out: it must not take the others with it.
-                for (op, promise) in ops.into_iter().zip(promises) {
-                    self.lead(host, vec![Entry { op, promise }]);
+                for entry in together(ops, promises) {
+                    self.lead(host, vec![entry]);
                 }
+            }
+            Err(Outcome::Failed(error)) if self.gives_room(&error) => {
+                self.lead_with_room(host, &error, together(ops, promises));
             }
             Err(Outcome::Failed(error)) => self.failed(host, &error, ops, promises),
             Err(Outcome::Unknown(error, trial)) => {
@@ -435,8 +451,14 @@ impl Committer {
     fn publish(&self, host: &dyn Host, ops: Vec<Op>, promises: Vec<Option<Promise>>, trial: Trial) {
         let mut committed = trial.committed;
         // A look alone says nothing of a full disk.
-        if committed.has_written && self.state.lock().is_well() {
-            host.store_health(None);
+        if committed.has_written {
+            self.fold_back();
+            let mut state = self.state.lock();
+            let is_well = state.is_well() && state.low.is_none();
+            drop(state);
+            if is_well {
+                host.store_health(None);
+            }
         }
         host.committed(ops, &mut committed, trial.took, trial.now);
         for (promise, answer) in promises.into_iter().zip(committed.answers) {
@@ -518,58 +540,6 @@ impl State {
         }
         self.failed_at = Some(now);
     }
-}
-
-/// Lets others add to the list, as long as it grows, while it is much shorter than the last one: after a commit of many the
-/// first outcome comes in when the others are microseconds away. The lead is taken, so that nobody else begins.
-fn gather(state: &mut crate::sync::MutexGuard<'_, State>) {
-    loop {
-        let length = state.list.len();
-        if length == 0 || length * 4 > state.last_length {
-            return;
-        }
-        crate::sync::MutexGuard::unlocked(state, crate::sync::yield_now);
-        if state.list.len() == length {
-            return;
-        }
-    }
-}
-
-fn take_batch(state: &mut State) -> Vec<Entry> {
-    state.last_length = state.list.len();
-    let mut batch = if state.list.len() <= BATCH_MAX {
-        std::mem::take(&mut state.list)
-    } else {
-        let rest = state.list.split_off(BATCH_MAX);
-        std::mem::replace(&mut state.list, rest)
-    };
-    sort_outcomes(&mut batch);
-    batch
-}
-
-/// Puts the outcomes of neighbouring jobs side by side: what happens to neighbours at once is written at once. Those of one job
-/// keep their order, and none is moved past an operation of another kind.
-fn sort_outcomes(batch: &mut [Entry]) {
-    let job = |entry: &Entry| {
-        if let Op::Settle(settle) = &entry.op {
-            Some(settle.id)
-        } else {
-            None
-        }
-    };
-    for outcomes in batch.chunk_by_mut(|a, b| job(a).is_some() && job(b).is_some()) {
-        outcomes.sort_by_key(job);
-    }
-}
-
-/// What callers wait for. The rest stays.
-fn take_callers(state: &mut State) -> Vec<Entry> {
-    let is_callers = |entry: &Entry| entry.promise.is_some();
-    let (callers, rest) = std::mem::take(&mut state.list)
-        .into_iter()
-        .partition(is_callers);
-    state.list = rest;
-    callers
 }
 
 /// Whether an error is about one operation and not about the store.

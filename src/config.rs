@@ -27,6 +27,10 @@ pub(crate) const BACKTRACE_BYTES_MAX: usize = 16 * 1024;
 pub(crate) const ERRORS_KEPT: usize = 50;
 /// More threads than this are a mistake on any machine that runs SQLite.
 const WORKERS_MAX: usize = 1024;
+/// What is kept on the disk for what is under way: many outcomes, and little for any disk.
+pub(crate) const RESERVE_BYTES: u64 = 1 << 20;
+/// More than this is no reserve.
+const RESERVE_BYTES_MAX: u64 = 1 << 30;
 /// Claimed jobs are held in memory with their payloads.
 const IN_FLIGHT_MAX: usize = 65_536;
 
@@ -203,6 +207,8 @@ pub(crate) struct Config {
     pub(crate) in_flight: Option<usize>,
     pub(crate) abandoned_max: Option<usize>,
     pub(crate) trusts_clock: bool,
+    /// Room on the disk that is kept for jobs under way.
+    pub(crate) reserve_bytes: u64,
     pub(crate) max_crashes: u32,
     pub(crate) retention: Retention,
     pub(crate) limits: Limits,
@@ -220,6 +226,7 @@ impl Config {
             in_flight: None,
             abandoned_max: None,
             trusts_clock: false,
+            reserve_bytes: RESERVE_BYTES,
             max_crashes: 3,
             retention: Retention::default(),
             limits: Limits::default(),
@@ -256,6 +263,11 @@ impl Config {
             format!(
                 "result limit is {} bytes: expected 1 to 512 MiB",
                 self.limits.result_bytes_max
+            )
+        } else if self.reserve_bytes > RESERVE_BYTES_MAX {
+            format!(
+                "disk_reserve is {} bytes: at most 1 GiB",
+                self.reserve_bytes
             )
         } else {
             return Ok(());

@@ -1,7 +1,8 @@
 //! The list, the pauses and the bell, without threads.
 
+use super::batch::{BATCH_MAX, sort_outcomes};
 use super::*;
-use crate::job::JobId;
+use crate::job::{BulkAction, JobId};
 use crate::store::memory::MemoryStore;
 use crate::store::ops::{Settle, Source};
 use crate::time::FakeClock;
@@ -242,4 +243,69 @@ fn a_sleeper_whose_time_has_passed_is_late_for_everything() {
             "{until:?}"
         );
     }
+}
+
+#[test]
+fn whoever_adds_work_does_not_get_the_room_that_was_given_away() {
+    use crate::store::ops::Bulk;
+    use crate::store::outbox::Mail;
+    let id = JobId::from_i64(1);
+    let bulk = |action| {
+        Op::Bulk(Bulk {
+            action,
+            filter: crate::store::Filter::default(),
+            expect: None,
+        })
+    };
+    let start = crate::job::RetryFrom::Start;
+    for op in [
+        Op::Enqueue(Vec::new()),
+        Op::Retry(id, start),
+        bulk(BulkAction::Retry(start)),
+        Op::Mail(Mail::Redeliver(crate::store::outbox::Which::Between(
+            at(0),
+            at(1),
+        ))),
+    ] {
+        assert!(op.adds_work(), "{op:?}");
+    }
+    for op in [
+        settled(1, 1),
+        Op::Cancel(id),
+        Op::Delete(id),
+        bulk(BulkAction::Cancel),
+        bulk(BulkAction::Delete),
+        Op::Register(Vec::new()),
+        Op::Mail(Mail::Configure(Vec::new())),
+        Op::Probe,
+    ] {
+        assert!(!op.adds_work(), "{op:?}");
+    }
+}
+
+/// A quota is full and the disk is not: the room is made again and gone at once.
+#[test]
+fn room_that_does_not_last_is_looked_for_more_and_more_seldom() {
+    let mut state = State::default();
+    let mut now = monotonic();
+    let look = |state: &State| state.low.as_ref().expect("it is low").look_at;
+    for pause in [1, 2, 4, 8, 16, 32, 64, 64] {
+        state.begin_low(now);
+        let pause = pause * 1000 * MS;
+        assert_eq!(look(&state), now + pause);
+        // There is too little room: that is cheap to find out.
+        state.look_later(now + pause, false);
+        assert_eq!(look(&state), now + pause + 1000 * MS);
+        now += pause + 1000 * MS;
+        state.end_low(now);
+        assert!(state.low.is_none() && state.is_well());
+    }
+    now += 60_000 * MS;
+    state.begin_low(now);
+    assert_eq!(look(&state), now + 1000 * MS, "it has lasted");
+    // It seemed to be there and could not be taken.
+    state.look_later(now, true);
+    assert_eq!(look(&state), now + 2000 * MS);
+    state.look_later(now, true);
+    assert_eq!(look(&state), now + 4000 * MS);
 }

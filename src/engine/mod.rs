@@ -118,7 +118,8 @@ impl Engine {
             Location::File(path) => {
                 let path = sqlite::canonical(path)?;
                 let (owner, predecessor) = Owner::acquire(&path, began)?;
-                let store = SqliteStore::open(&path, config.durability)?;
+                let store =
+                    SqliteStore::open_with_reserve(&path, config.durability, config.reserve_bytes)?;
                 let wake = WakeListener::bind(&path)?;
                 (Box::new(store), Some(owner), Some(predecessor), wake)
             }

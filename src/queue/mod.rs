@@ -83,7 +83,8 @@ struct Inner {
 pub struct Health {
     /// A thread of the queue has died by a bug of stepwell: which, and why. The queue refuses work; open it again.
     pub poisoned: Option<String>,
-    /// The last commit failed: why. Nothing is claimed until one works; outcomes are kept and tried again.
+    /// The last commit failed, or the disk is full: why. Nothing is claimed until one works, or there is space; outcomes are kept
+    /// and tried again, or recorded in the room that was kept for them ([`Builder::disk_reserve`]).
     pub store_failure: Option<String>,
     /// The shutdown has begun: only handlers that it waits for may still change anything.
     pub closing: bool,

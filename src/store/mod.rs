@@ -48,6 +48,28 @@ pub(crate) trait Store: Send {
 
     /// A reader of the same data. Readers are independent of the writer and of each other.
     fn reader(&self) -> Arc<dyn Reader>;
+
+    /// Gives away the room that is kept on the disk; false when there is none to give. A store without a disk keeps none.
+    fn spend_reserve(&mut self) -> bool {
+        false
+    }
+
+    /// Whether that room was given away, and has not come back.
+    fn is_reserve_spent(&self) -> bool {
+        false
+    }
+
+    /// Takes it back if the disk has enough of it by now; whether it did.
+    fn refill_reserve(&mut self) -> std::io::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// Why nobody may add work while the room that was kept on the disk is given away.
+pub(crate) fn disk_is_full() -> Error {
+    let problem =
+        "the disk is full: make room on the disk. What is left is kept for jobs that are under way";
+    Error::new(crate::error::ErrorKind::StorageFull, problem)
 }
 
 /// Why a transaction did not end well.

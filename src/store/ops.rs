@@ -51,6 +51,29 @@ pub(crate) enum Op {
     Probe,
 }
 
+impl Op {
+    /// Whether it asks for work that nobody had to do before: on a full disk it must not have the room that is kept for what is
+    /// under way. Cancelling, deleting, pausing and the checkpoints of handlers add none.
+    pub(crate) fn adds_work(&self) -> bool {
+        match self {
+            Op::Enqueue(_) | Op::Retry(..) | Op::Mail(Mail::Redeliver(_)) => true,
+            Op::Bulk(Bulk { action, .. }) => matches!(action, BulkAction::Retry(_)),
+            Op::Settle(_)
+            | Op::Cancel(_)
+            | Op::Delete(_)
+            | Op::Save { .. }
+            | Op::SetPaused { .. }
+            | Op::Register(_)
+            | Op::SetPlan { .. }
+            | Op::Recover(_)
+            | Op::Prune(_)
+            | Op::Attempted(_)
+            | Op::Mail(_)
+            | Op::Probe => false,
+        }
+    }
+}
+
 /// A job that was checked, with its phases if they are known.
 #[derive(Debug)]
 pub(crate) struct PlannedJob {

@@ -40,10 +40,11 @@ const STRANGERS: [(&str, &str); 5] = [
 ];
 
 /// Crates that one file or folder keeps to itself.
-const CRATES: [(&str, &str); 4] = [
+const CRATES: [(&str, &str); 5] = [
     ("rusqlite", "src/store/sqlite/"),
     ("ureq", "src/webhook/"),
     ("tiny_http", "src/http/"),
+    ("fs4", "src/store/sqlite/"),
     ("ctrlc", "src/queue/signals.rs"),
 ];
 

@@ -45,6 +45,8 @@ pub(super) fn map(error: rusqlite::Error, context: Context<'_>) -> Error {
             ": another program has held the file for more than 10 s",
         ),
         Some(ErrorCode::DiskFull) => (ErrorKind::StorageFull, ": make room on the disk"),
+        // The index of the log gets its blocks when it is made.
+        _ if is_for_want_of_room(&error) => (ErrorKind::StorageFull, ": make room on the disk"),
         Some(ErrorCode::NotADatabase) => (
             ErrorKind::InvalidConfig,
             ": it is no SQLite file, name another one",
@@ -66,6 +68,11 @@ pub(super) fn map(error: rusqlite::Error, context: Context<'_>) -> Error {
         _ => (ErrorKind::Storage, ""),
     };
     Error::new(kind, format!("{doing}{advice}")).with_source(error)
+}
+
+fn is_for_want_of_room(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    code == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
 }
 
 /// A column that holds another type than we ever write.

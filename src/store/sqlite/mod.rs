@@ -3,7 +3,7 @@
 //! `open` makes connections, `commit` writes jobs and events, and nothing else does but `updates` and `inserts`, which write what
 //! happens to neighbouring jobs at once. `held` keeps statements at hand, `by_status` finds jobs, `due` what can be claimed, `prune`
 //! has the statements of retention, `rows` turns columns into types, `read` is the reading side, `names` remembers job types and
-//! plans, `known` what was written last.
+//! plans, `known` what was written last, and `reserve` keeps room on the disk.
 
 mod by_status;
 mod check;
@@ -18,6 +18,7 @@ mod open;
 mod outbox;
 mod prune;
 mod read;
+mod reserve;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use rusqlite::Connection;
 
 use crate::config::Durability;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Failure, Reader, Rows, Store};
+use crate::store::{Failure, Reader, Rows, Store, disk_is_full};
 
 pub(crate) use open::canonical;
 
@@ -42,6 +43,8 @@ pub(crate) struct SqliteStore {
     /// None after a failed commit, until it is opened anew.
     conn: Option<Connection>,
     is_closed: bool,
+    /// None for a client: the room is for who runs jobs.
+    reserve: Option<reserve::Reserve>,
     /// The file that was opened: another one, or none, may stand at its path by now.
     identity: open::Identity,
     names: names::Names,
@@ -62,6 +65,7 @@ impl SqliteStore {
             durability,
             conn: Some(conn),
             is_closed: false,
+            reserve: None,
             identity,
             names: names::Names::default(),
             known: known::Known::default(),
@@ -69,6 +73,33 @@ impl SqliteStore {
             holders_seen: (0, String::new()),
             inserts: inserts::Inserts::default(),
         })
+    }
+
+    /// As [`SqliteStore::open`], for who runs jobs: keeps so many bytes of the disk for what is under way. If the disk is full now,
+    /// they are given away, so that what a process before this one left can be recovered.
+    pub(crate) fn open_with_reserve(
+        path: &Path,
+        durability: Durability,
+        bytes: u64,
+    ) -> Result<SqliteStore> {
+        let reserve = reserve::Reserve::new(path, bytes);
+        let mut store = match SqliteStore::open(path, durability) {
+            Err(error) if error.kind() == ErrorKind::StorageFull && reserve.spend() => {
+                SqliteStore::open(path, durability)?
+            }
+            opened => opened?,
+        };
+        reserve.prepare();
+        store.reserve = Some(reserve);
+        Ok(store)
+    }
+
+    /// For a client: refuses to take the room that was given away for jobs under way.
+    pub(crate) fn check_room(&self) -> Result<()> {
+        if reserve::Reserve::is_given_away(&self.path) {
+            return Err(disk_is_full());
+        }
+        Ok(())
     }
 
     /// Believes nothing that is not read from the file.
@@ -126,9 +157,9 @@ impl Store for SqliteStore {
         let Some(conn) = &mut self.conn else {
             return Ok(());
         };
-        let folded = conn.busy_timeout(Duration::ZERO).and_then(|()| {
-            conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
-        });
+        let folded = conn
+            .busy_timeout(Duration::ZERO)
+            .and_then(|()| conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)));
         let folded = conn.busy_handler(Some(open::busy)).and(folded);
         let busy: i64 =
             folded.map_err(|error| errors::map(error, errors::Context::Open(&self.path)))?;
@@ -150,5 +181,20 @@ impl Store for SqliteStore {
 
     fn reader(&self) -> Arc<dyn Reader> {
         self.readers.clone()
+    }
+
+    fn spend_reserve(&mut self) -> bool {
+        self.reserve.as_ref().is_some_and(reserve::Reserve::spend)
+    }
+
+    fn is_reserve_spent(&self) -> bool {
+        let reserve = self.reserve.as_ref();
+        reserve.is_some_and(reserve::Reserve::is_spent)
+    }
+
+    fn refill_reserve(&mut self) -> std::io::Result<bool> {
+        self.reserve
+            .as_ref()
+            .map_or(Ok(true), reserve::Reserve::refill)
     }
 }
