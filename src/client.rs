@@ -83,10 +83,11 @@ impl Client {
         self
     }
 
-    /// The process that runs jobs on this file now.
+    /// The process that runs jobs on this file now. None when there is none, and for a moment while one starts, which has the
+    /// file and has not written its pid yet.
     #[must_use]
     pub fn owner_pid(&self) -> Option<u32> {
-        owner::running_owner(&self.path)
+        owner::running_owner(&self.path).and_then(|owner| owner.pid)
     }
 
     /// Enqueues a job of `job_type`.
@@ -196,7 +197,7 @@ impl Client {
         explain::from_outside(
             &*self.reader,
             id,
-            self.owner_pid().is_some(),
+            owner::running_owner(&self.path).is_some(),
             self.clock.now(),
         )
     }

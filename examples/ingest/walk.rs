@@ -18,7 +18,7 @@ pub fn own_files(places: &Places) -> HashSet<PathBuf> {
         .iter()
         .map(|name| places.out.join(name))
         .collect();
-    for suffix in ["", "-journal", "-wal", "-shm", "-owner", "-wake"] {
+    for suffix in ["", "-journal", "-wal", "-shm", "-owner", "-wake", "-pid"] {
         let mut path = places.db.clone().into_os_string();
         path.push(suffix);
         own.insert(path.into());

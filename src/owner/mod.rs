@@ -14,6 +14,8 @@
 //!
 //! Each slot carries the generation of the header it belongs to, so one small write of a header voids all older slots at once.
 //!
+//! On Windows nobody else can read what is locked (`LockFileEx`): there the pid stands in `<db>-pid` as well.
+//!
 //! # A crash at every point
 //!
 //! | the process dies | the next one finds | right because |
@@ -139,6 +141,12 @@ impl Owner {
         std::io::Read::read_to_end(&mut reading, &mut bytes).map_err(broken)?;
         let pid = format!("{:<63}\n", std::process::id());
         recorder::write_at(&file, pid.as_bytes(), 0).map_err(broken)?;
+        let told = pid_path(db);
+        if told != path
+            && let Err(error) = std::fs::write(&told, &pid)
+        {
+            log::warn!("{}: nobody can read who runs jobs: {error}", told.display());
+        }
         let header = bytes.get(64..64 + HEADER_BYTES).and_then(Header::decode);
         // A generation that nobody can have used, also when the old one cannot be read.
         let fresh = now.as_millis().unsigned_abs() << 8;
@@ -220,14 +228,20 @@ fn look_back(header: &Header, boot_id: &str, slots: &[u8]) -> Predecessor {
     Predecessor { end, inside }
 }
 
+/// Who runs jobs on a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunningOwner {
+    /// None where it cannot be read: it took the lock a moment ago, or somebody else has written there.
+    pub(crate) pid: Option<u32>,
+}
+
 /// The process that runs jobs on this file now, if one does.
-pub(crate) fn running_owner(db: &Path) -> Option<u32> {
-    let path = beside(db, "-owner");
-    let file = File::open(&path).ok()?;
+pub(crate) fn running_owner(db: &Path) -> Option<RunningOwner> {
+    let file = File::open(beside(db, "-owner")).ok()?;
     match file.try_lock_shared() {
         // Nobody held it. Ours goes with the descriptor, at once.
         Ok(()) | Err(TryLockError::Error(_)) => None,
-        Err(TryLockError::WouldBlock) => holder(&path).or(Some(0)),
+        Err(TryLockError::WouldBlock) => Some(RunningOwner { pid: holder(db) }),
     }
 }
 
@@ -238,17 +252,22 @@ pub(crate) fn running_owner(db: &Path) -> Option<u32> {
 )]
 pub(crate) fn refusal(db: &Path) -> Option<Error> {
     let db = db.canonicalize().ok()?;
-    let pid = running_owner(&db)?;
-    Some(locked(&db, Some(pid).filter(|pid| *pid > 0)))
+    let owner = running_owner(&db)?;
+    Some(locked(&db, owner.pid))
 }
 
-fn holder(path: &Path) -> Option<u32> {
-    let bytes = std::fs::read(path).ok()?;
+fn holder(db: &Path) -> Option<u32> {
+    let bytes = std::fs::read(pid_path(db)).ok()?;
     std::str::from_utf8(bytes.get(..64)?)
         .ok()?
         .trim()
         .parse()
         .ok()
+}
+
+/// Where the pid of the holder can be read while the lock is held.
+fn pid_path(db: &Path) -> PathBuf {
+    beside(db, if cfg!(windows) { "-pid" } else { "-owner" })
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -279,7 +298,7 @@ fn lock(file: &File, path: &Path, db: &Path) -> Result<()> {
             }
         }
     }
-    Err(locked(db, holder(path)))
+    Err(locked(db, holder(db)))
 }
 
 fn locked(db: &Path, holder: Option<u32>) -> Error {

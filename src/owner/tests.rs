@@ -34,12 +34,29 @@ fn a_second_owner_is_refused_with_the_pid_of_the_first() {
     assert_eq!(error.kind(), ErrorKind::Locked);
     let says = format!("process {} runs jobs on this file", std::process::id());
     assert!(error.to_string().contains(&says), "{error}");
-    assert_eq!(running_owner(&db), Some(std::process::id()));
+    let pid = Some(std::process::id());
+    assert_eq!(running_owner(&db), Some(RunningOwner { pid }));
     owner.release();
     assert_eq!(running_owner(&db), None);
     let (_, predecessor) = Owner::acquire(&db, at(7)).unwrap();
     assert_eq!(predecessor.end, PredecessorEnd::Closed);
     assert_eq!(predecessor.inside, [inside(9)], "cut off, and told so");
+}
+
+/// The bug: whoever held the lock without a pid that can be read, as on Windows everybody did, was told to be process 0.
+#[test]
+fn an_owner_whose_pid_cannot_be_read_is_one_without_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("jobs.db");
+    std::fs::write(pid_path(&db), "no number").unwrap();
+    let path = beside(&db, "-owner");
+    let held = open(&path).unwrap();
+    held.lock().unwrap();
+    assert_eq!(running_owner(&db), Some(RunningOwner { pid: None }));
+    let error = Owner::acquire(&db, at(6)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    let says = "another process runs jobs on this file";
+    assert!(error.to_string().contains(says), "{error}");
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Health {
 
 impl JobQueue {
     /// Settings for a queue in the file at `path`, which is created if it is not there. Its directory must be. Files beside
-    /// it have its name and `-wal`, `-shm`, `-owner`, `-wake`.
+    /// it have its name and `-wal`, `-shm`, `-owner`, `-wake`; on Windows `-pid` instead of `-wake`.
     #[must_use]
     pub fn builder(path: impl AsRef<Path>) -> Builder {
         Builder::new(path.as_ref())
