@@ -26,11 +26,12 @@
 //! | while it runs | its own slots | that is what they are for |
 //!
 //! Only its header is synced, once for each opening: the rest tells about deaths of processes, and a process's writes survive its
-//! death. After a power cut the boot id is another, and nothing in the file is believed.
+//! death. After a power cut the boot id is another (`boot` says on which systems), and nothing in the file is believed.
 //!
 //! Turned down: a pid in a file (pids come again), fcntl locks (closing any descriptor of the file in the process drops them),
 //! SQLite's exclusive mode (it would shut out clients and the `sqlite3` shell).
 
+mod boot;
 mod recorder;
 mod wake;
 
@@ -59,6 +60,7 @@ const PAUSE: Duration = Duration::from_millis(4);
 pub(crate) struct Owner {
     file: Arc<File>,
     generation: u64,
+    boot_id: String,
     is_released: Arc<AtomicBool>,
 }
 
@@ -93,7 +95,7 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(&self.generation.to_le_bytes());
         bytes[8] = u8::from(self.is_closed);
-        let boot_id = &self.boot_id.as_bytes()[..self.boot_id.len().min(64)];
+        let boot_id = &self.boot_id.as_bytes()[..self.boot_id.len().min(boot::NAME_BYTES_MAX)];
         bytes[16..16 + boot_id.len()].copy_from_slice(boot_id);
         let sum = recorder::checksum(&bytes[..HEADER_BYTES - 8]);
         bytes[HEADER_BYTES - 8..].copy_from_slice(&sum.to_le_bytes());
@@ -106,7 +108,7 @@ impl Header {
         if sum != recorder::checksum(&bytes[..HEADER_BYTES - 8]) {
             return None;
         }
-        let boot_id = bytes[16..80]
+        let boot_id = bytes[16..16 + boot::NAME_BYTES_MAX]
             .iter()
             .take_while(|byte| **byte != 0)
             .copied()
@@ -122,7 +124,7 @@ impl Header {
 impl Owner {
     /// Gets the lock and reads what the owner before left. What it left stays until [`Owner::begin`].
     pub(crate) fn acquire(db: &Path, now: Timestamp) -> Result<(Owner, Predecessor)> {
-        Owner::acquire_in_boot(db, &boot_id(), now)
+        Owner::acquire_in_boot(db, &boot::id(), now)
     }
 
     fn acquire_in_boot(db: &Path, boot_id: &str, now: Timestamp) -> Result<(Owner, Predecessor)> {
@@ -164,6 +166,7 @@ impl Owner {
             Owner {
                 file: Arc::new(file),
                 generation,
+                boot_id: boot_id.to_owned(),
                 is_released: Arc::default(),
             },
             predecessor,
@@ -199,7 +202,7 @@ impl Owner {
         let header = Header {
             generation: self.generation,
             is_closed,
-            boot_id: boot_id(),
+            boot_id: self.boot_id.clone(),
         };
         recorder::write_at(&self.file, &header.encode(), PID_BYTES).map_err(|error| {
             Error::new(ErrorKind::Storage, "the owner file cannot be written").with_source(error)
@@ -318,13 +321,6 @@ fn beside(db: &Path, suffix: &str) -> PathBuf {
     let mut name = db.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
-}
-
-/// A name for the time since the machine was started; empty where the system does not tell.
-/// Source: random(4), `/proc/sys/kernel/random/boot_id`.
-fn boot_id() -> String {
-    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    read.map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]

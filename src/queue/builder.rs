@@ -106,6 +106,10 @@ impl Builder {
     }
 
     /// A job inside which the process dies more often than this has failed. Defaults to `3`.
+    ///
+    /// A power cut is no job's fault and is not counted, where the system tells that the machine was started anew: Linux, macOS and the
+    /// BSDs. On Windows a power cut counts like a death of the process. On the BSDs, but for FreeBSD 13 and newer, a clock that
+    /// was set in between looks like a power cut.
     #[must_use]
     pub fn max_crashes(mut self, max: u32) -> Builder {
         self.config.max_crashes = max;
