@@ -37,12 +37,11 @@ const DENIED_V4: [(Ipv4Addr, u32); 15] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 /// The same (<https://www.iana.org/assignments/iana-ipv6-special-registry>). `::/96` holds the unspecified address, loopback and what
-/// was compatible with IPv4; what carries an IPv4 address is denied whatever that is.
-const DENIED_V6: [(Ipv6Addr, u32); 15] = [
+/// was compatible with IPv4; what carries an IPv4 address is denied whatever that is, but for [`NAT64`].
+const DENIED_V6: [(Ipv6Addr, u32); 14] = [
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 0), 96),
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96),
     (Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, 0, 0), 96),
-    (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
     (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48),
     (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64),
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
@@ -56,6 +55,11 @@ const DENIED_V6: [(Ipv6Addr, u32); 15] = [
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
 ];
 
+/// The first 96 bits of an address whose last 32 are the IPv4 address that a gateway (NAT64) connects to. In a network with IPv6
+/// alone the resolver (DNS64) answers so for every host that has an IPv4 address only. Source: RFC 6052, section 2.1. The prefix for a
+/// network's own use, `64:ff9b:1::/48` (RFC 8215), stays denied: nobody knows where in it an address is.
+const NAT64: u128 = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0).to_bits() >> 32;
+
 /// Whether anybody on the internet may be at `address`.
 pub(super) fn is_public(address: IpAddr) -> bool {
     match address {
@@ -64,6 +68,10 @@ pub(super) fn is_public(address: IpAddr) -> bool {
                 (address.to_bits() ^ net.to_bits()).checked_shr(32 - prefix) == Some(0)
             };
             !DENIED_V4.iter().any(is_in)
+        }
+        IpAddr::V6(address) if address.to_bits() >> 32 == NAT64 => {
+            let [.., a, b, c, d] = address.octets();
+            is_public(Ipv4Addr::new(a, b, c, d).into())
         }
         IpAddr::V6(address) => {
             let is_in = |(net, prefix): &(Ipv6Addr, u32)| {

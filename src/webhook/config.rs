@@ -119,6 +119,9 @@ impl WebhookConfig {
 
     /// Lets deliveries go to this host, as it is written in their URL, although its address is not public: one of your own
     /// network, or of this machine. Defaults to none.
+    ///
+    /// Public is what is not in IANA's registries of special addresses. In a network with IPv6 alone that reaches IPv4 hosts by
+    /// NAT64 under `64:ff9b::/96`, the IPv4 address in it decides; a gateway under `64:ff9b:1::/48` has to be allowed host by host.
     #[must_use]
     pub fn allow_private(mut self, host: impl AsRef<str>) -> WebhookConfig {
         let host = host.as_ref().trim_start_matches('[').trim_end_matches(']');

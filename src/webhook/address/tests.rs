@@ -106,7 +106,11 @@ const SPELLINGS: &[&str] = &[
     "[64:ff9b::127.0.0.1]",
     "[64:ff9b::a00:1]",
     "[64:ff9b:1::1]",
-    "[64:ff9b::8.8.8.8]",
+    "[64:ff9b::0.0.0.0]",
+    "[64:ff9b::100.64.0.1]",
+    "[64:ff9b::192.168.0.1]",
+    "[64:ff9b:0:0:0:0:7f00:1]",
+    "[64:ff9b:1::8.8.8.8]",
     "[64:ff9b:1::127.0.0.1]",
     "[2001::1]",
     // Teredo of 127.0.0.1, and ISATAP
@@ -298,6 +302,7 @@ fn public_addresses_are_connected_to() {
         "http://8.8.8.8/",
         "http://134744072/",
         "https://[2606:4700::1111]:8443/",
+        "http://[64:ff9b::8.8.8.8]/",
         "http://8.8.8.8#@127.0.0.2/",
         "http://127.0.0.1:99/",
     ];
@@ -311,6 +316,7 @@ fn public_addresses_are_connected_to() {
             "8.8.8.8:80",
             "8.8.8.8:80",
             "[2606:4700::1111]:8443",
+            "[64:ff9b::808:808]:80",
             "8.8.8.8:80",
             "127.0.0.1:99"
         ]
@@ -323,7 +329,8 @@ fn a_name_is_judged_by_every_address_that_it_leads_to() {
         ("v4.example", vec!["10.1.2.3"]),
         ("v6.example", vec!["::1"]),
         ("mapped.example", vec!["::ffff:127.0.0.1"]),
-        ("nat64.example", vec!["64:ff9b::7f00:1"]),
+        ("nat64.example", vec!["64:ff9b::808:808", "64:ff9b::7f00:1"]),
+        ("local64.example", vec!["64:ff9b:1::808:808"]),
         ("metadata.example", vec!["169.254.169.254"]),
         (
             "last.example",
@@ -355,6 +362,18 @@ fn a_name_is_judged_by_every_address_that_it_leads_to() {
         3,
         "both of one, and what is allowed"
     );
+}
+
+/// The bug: in a network with IPv6 alone, where the resolver makes an IPv6 address of the IPv4 one of a receiver (DNS64), no
+/// receiver without an IPv6 address of its own could be reached.
+#[test]
+fn a_public_ipv4_address_is_reached_through_the_gateway_of_an_ipv6_network() {
+    let page = vec![vec!["64:ff9b::808:808"]];
+    let book = Book(Arc::new(Mutex::new(vec![("v4only.example", page)])));
+    let (sender, recorder) = recording(book, &[]);
+    send(&sender, "http://v4only.example/");
+    let seen: Vec<_> = recorder.0.lock().iter().map(ToString::to_string).collect();
+    assert_eq!(seen, ["[64:ff9b::808:808]:80"]);
 }
 
 /// A name that is public when somebody looks and private a moment later: each look-up is judged, and the connection goes to
