@@ -7,9 +7,12 @@
 //!
 //! A line is not synced to the disk: one that a power cut takes away is missed by the next run, which ingests the file again.
 //! The file is put in order, without the lines of old states and gone files, by [`Manifest::rewrite`].
+//!
+//! It is locked, and read and written through the handle that has locked it: on Windows nobody else can do either, and a handle that
+//! only appends can be neither locked nor cut short.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -60,7 +63,7 @@ pub struct Manifest {
 }
 
 struct Open {
-    /// Appends. Locked, so that no second process writes it.
+    /// Locked, so that no second process writes it. Its position is anywhere.
     file: File,
     len: u64,
     /// An append has failed half-way: there is something after `len`.
@@ -77,13 +80,8 @@ impl Manifest {
     ) -> Result<Manifest, Failure> {
         let path = dir.join(MANIFEST);
         let mut notes = Vec::new();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)?;
-        lock(&file)?;
-        let mut contents = Contents::read(&path)?;
+        let mut file = open_locked(&path)?;
+        let mut contents = Contents::read(&file)?;
         if let Some(newest) = &contents.newest
             && !is_ours(newest)?
         {
@@ -99,8 +97,9 @@ impl Manifest {
             ));
         }
         if is_inside {
+            file.rewind()?;
             let copy =
-                |out: &mut dyn Write| each_line(&path, |_, json| out.write_all(json)).map(drop);
+                |out: &mut dyn Write| each_line(&file, |_, json| out.write_all(json)).map(drop);
             file = replace(dir, MANIFEST, copy)?;
         } else {
             file.set_len(contents.whole_len)?;
@@ -128,10 +127,6 @@ impl Manifest {
         &self.dir
     }
 
-    pub fn path(&self) -> PathBuf {
-        self.dir.join(MANIFEST)
-    }
-
     /// Whether the job has its line.
     pub fn has(&self, job: JobId) -> bool {
         self.lock().published.has(job)
@@ -154,6 +149,7 @@ impl Manifest {
             open.file.set_len(open.len)?;
         }
         open.is_torn = true;
+        open.file.seek(SeekFrom::Start(open.len))?;
         open.file.write_all(&json)?;
         open.is_torn = false;
         open.len += json.len() as u64;
@@ -161,15 +157,26 @@ impl Manifest {
         Ok(())
     }
 
-    /// Writes the manifest anew with the lines that `choose` takes from the present ones, while nothing is published.
-    pub fn rewrite<E: From<io::Error>>(
+    /// Calls `take` with each line, while nothing is published.
+    pub fn each_line<E: From<io::Error>>(
         &self,
-        choose: impl FnOnce(&Path, &mut dyn FnMut(&Line) -> io::Result<()>) -> Result<(), E>,
+        take: impl FnMut(Line, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let open = &mut *self.lock();
+        open.file.rewind()?;
+        each_line(&open.file, take).map(drop)
+    }
+
+    /// Writes the manifest anew with the lines that `choose` takes from the present ones, which it reads, while nothing is published.
+    pub fn rewrite<E: From<io::Error>>(
+        &self,
+        choose: impl FnOnce(&File, &mut dyn FnMut(&Line) -> io::Result<()>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let open = &mut *self.lock();
+        open.file.rewind()?;
         let mut published = Bits::default();
         let file = replace(&self.dir, MANIFEST, |out| {
-            choose(&self.dir.join(MANIFEST), &mut |line| {
+            choose(&open.file, &mut |line| {
                 published.insert(line.job);
                 serde_json::to_writer(&mut *out, line)?;
                 out.write_all(b"\n")
@@ -202,9 +209,9 @@ struct Contents {
 }
 
 impl Contents {
-    fn read(path: &Path) -> io::Result<Contents> {
+    fn read(file: &File) -> io::Result<Contents> {
         let mut contents = Contents::default();
-        let dropped = each_line(path, |line, json| {
+        let dropped = each_line(file, |line, json| {
             contents.whole_len += json.len() as u64;
             contents.published.insert(line.job);
             if contents
@@ -265,12 +272,12 @@ fn may_be_torn(json: &[u8]) -> bool {
         || !rest.ends_with(b"\n") && (rest.starts_with(LINE_START) || LINE_START.starts_with(rest))
 }
 
-/// Calls `take` with each whole line, parsed and as it stands, and passes over the rest.
+/// Calls `take` with each whole line from here on, parsed and as it stands, and passes over the rest.
 pub fn each_line<E: From<io::Error>>(
-    path: &Path,
+    file: &File,
     mut take: impl FnMut(Line, &[u8]) -> Result<(), E>,
 ) -> Result<Dropped, E> {
-    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let mut reader = BufReader::with_capacity(1 << 16, file);
     let (mut json, mut dropped) = (Vec::new(), Dropped::default());
     while read_line(&mut reader, &mut json)? {
         match parse(&json) {
@@ -302,11 +309,7 @@ pub fn replace<E: From<io::Error>>(
     write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
 ) -> Result<File, E> {
     let unfinished = dir.join(format!("{name}{UNFINISHED}"));
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(&unfinished)?;
-    lock(&file)?;
+    let file = open_locked(&unfinished)?;
     file.set_len(0)?;
     let mut out = BufWriter::with_capacity(1 << 16, &file);
     write(&mut out)?;
@@ -319,11 +322,15 @@ pub fn replace<E: From<io::Error>>(
     Ok(file)
 }
 
-fn lock(file: &File) -> io::Result<()> {
+fn open_locked(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.open(path)?;
     file.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => io::Error::other("another ingest is writing this manifest"),
         TryLockError::Error(error) => error,
-    })
+    })?;
+    Ok(file)
 }
 
 /// A set of jobs, one bit for each up to the highest.

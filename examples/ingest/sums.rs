@@ -58,9 +58,9 @@ impl Choice {
 }
 
 fn compact(cx: &PhaseContext<()>, ingest: &Ingest) -> Result<(), PhaseError> {
-    ingest.manifest.rewrite(|path, keep| {
+    ingest.manifest.rewrite(|lines, keep| {
         let mut sorter = Sorter::new(ingest.manifest.dir());
-        manifest::each_line(path, |line, json| {
+        manifest::each_line(lines, |line, json| {
             cx.check()?;
             Ok::<(), PhaseError>(sorter.push(line.name.bytes(), json.to_vec())?)
         })?;
@@ -94,7 +94,7 @@ fn write_sums(cx: &PhaseContext<()>, ingest: &Ingest) -> Result<Sums, PhaseError
     let mut sums = Sums::default();
     let mut contents = Sorter::new(dir);
     manifest::replace(dir, SUMS, |out| {
-        manifest::each_line(&ingest.manifest.path(), |line, _| {
+        ingest.manifest.each_line(|line, _| {
             cx.check()?;
             if state_now(ingest.root(), &line.name) != Some(line.state) {
                 sums.changed += 1;
@@ -109,7 +109,6 @@ fn write_sums(cx: &PhaseContext<()>, ingest: &Ingest) -> Result<Sums, PhaseError
             )?;
             Ok::<(), PhaseError>(())
         })
-        .map(drop)
     })?;
     let mut last = Vec::new();
     for record in contents.finish()? {

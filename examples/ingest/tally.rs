@@ -10,7 +10,7 @@ use stepwell::{Event, EventKind, JobQueue};
 
 use crate::Failure;
 use crate::file::{self, FileJob, State};
-use crate::manifest::{Bits, each_line};
+use crate::manifest::Bits;
 use crate::phases::Ingest;
 use crate::report::FAILURES_SHOWN;
 use crate::sums::LAST_JOB;
@@ -96,7 +96,7 @@ impl Tally {
             }
         }
         if !missing.is_empty() {
-            each_line(&ingest.manifest.path(), |line, _| {
+            ingest.manifest.each_line(|line, _| {
                 let name = line.name.bytes();
                 // The job of another state has come upon the file as it is now.
                 let is_there = |(state, _): &(State, String)| *state == line.state;
