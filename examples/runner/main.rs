@@ -7,6 +7,8 @@
 //! cargo run --release --example runner -- --db jobs.db submit jobs.jsonl
 //! cargo run --release --example runner -- --db jobs.db work
 //! ```
+//!
+//! It needs a Unix: a command is run by `sh`, in a process group that ends as a whole. Elsewhere it says so and ends.
 #![forbid(unsafe_code)]
 #![allow(unreachable_pub, reason = "nothing is public in a program")]
 #![allow(
@@ -14,135 +16,38 @@
     reason = "a program has its own clock, threads and pauses"
 )]
 
+#[cfg(unix)]
 mod args;
+#[cfg(unix)]
 mod ask;
+#[cfg(unix)]
 mod command;
+#[cfg(unix)]
 mod group;
+#[cfg(unix)]
 mod job_line;
+#[cfg(unix)]
 mod number;
+#[cfg(unix)]
 mod output;
+#[cfg(unix)]
+mod program;
+#[cfg(unix)]
 mod show;
+#[cfg(unix)]
 mod work;
 
-use std::fmt::Display;
-use std::path::Path;
-use std::process::ExitCode;
+#[cfg(unix)]
+use program::{FAILED, Failure, INTERRUPTED, Result};
 
-use clap::Parser;
-use stepwell::{Client, ErrorKind};
-
-use args::{Args, Verb};
-use output::Output;
-
-/// The exit code of a command that failed, or that found what it was asked about to be wrong.
-const FAILED: u8 = 1;
-/// The exit code for bad usage and bad input.
-const USAGE: u8 = 2;
-/// The exit code after Ctrl-C.
-const INTERRUPTED: u8 = 130;
-
-/// Why a command ends early: what to say, and the exit code.
-#[derive(Debug)]
-struct Failure {
-    code: u8,
-    message: String,
+#[cfg(unix)]
+fn main() -> std::process::ExitCode {
+    program::main()
 }
 
-type Result<T> = std::result::Result<T, Failure>;
-
-impl Failure {
-    /// The user's mistake.
-    fn usage(message: impl Into<String>) -> Failure {
-        Failure {
-            code: USAGE,
-            message: message.into(),
-        }
-    }
-
-    /// There is no such job or delivery.
-    fn unknown(problem: impl Display) -> Failure {
-        Failure::new(format!(
-            "{problem}: list shows the jobs that there are, deliveries their webhooks"
-        ))
-    }
-
-    /// Anything else.
-    fn new(message: impl Into<String>) -> Failure {
-        Failure {
-            code: FAILED,
-            message: message.into(),
-        }
-    }
-}
-
-impl<E: std::error::Error + 'static> From<E> for Failure {
-    fn from(error: E) -> Failure {
-        let any: &dyn std::error::Error = &error;
-        let kind = any.downcast_ref().map(stepwell::Error::kind);
-        match kind {
-            Some(ErrorKind::InvalidConfig | ErrorKind::InvalidJob) => {
-                Failure::usage(error.to_string())
-            }
-            Some(ErrorKind::NotFound) => Failure::unknown(error),
-            _ => Failure::new(error.to_string()),
-        }
-    }
-}
-
-fn main() -> ExitCode {
-    if group::is_guard() {
-        return group::guard();
-    }
-    let args = Args::parse();
-    let mut out = Output::new(args.json);
-    let done = run(&args, &mut out);
-    let told = out.finish();
-    match done.and_then(|code| told.map(|()| code)) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            output::complain(&failure.message);
-            ExitCode::from(failure.code)
-        }
-    }
-}
-
-/// Answers the exit code.
-fn run(args: &Args, out: &mut Output) -> Result<u8> {
-    let Some(db) = &args.db else {
-        return Err(Failure::usage("which queue? name its file: --db FILE"));
-    };
-    match &args.verb {
-        Verb::Submit { file } => ask::submit(db, file, out),
-        Verb::Work(options) => work::work(db, options, out),
-        Verb::Run { file, options } => work::run(db, file, options, out),
-        Verb::List {
-            status,
-            job_type,
-            limit,
-        } => show::list(&open(db)?, *status, job_type.as_deref(), *limit, out),
-        Verb::Show { id } => show::job(&open(db)?, *id, out),
-        Verb::Events { after, follow } => show::events(&open(db)?, *after, *follow, out),
-        Verb::Deliveries { status, limit } => show::deliveries(&open(db)?, *status, *limit, out),
-        Verb::Redeliver { ids } => ask::redeliver(&open(db)?, ids, out),
-        Verb::Stats => show::stats(&open(db)?, out),
-        Verb::Explain { id } => show::explain(&open(db)?, *id, out),
-        Verb::Check => show::check(&open(db)?, out),
-        Verb::Cancel(which) => ask::cancel(&open(db)?, which, out),
-        Verb::Retry(retry) => ask::retry(&open(db)?, retry, out),
-        Verb::Delete(which) => ask::delete(&open(db)?, which, out),
-        Verb::Pause => ask::set_paused(&open(db)?, true, out),
-        Verb::Resume => ask::set_paused(&open(db)?, false, out),
-    }
-}
-
-/// Opens a file that is there: a mistyped name must not become an empty queue.
-fn open(db: &Path) -> Result<Client> {
-    if !db.exists() {
-        let problem = format!(
-            "{}: there is no such file: submit, work and run make one",
-            db.display()
-        );
-        return Err(Failure::usage(problem));
-    }
-    Ok(Client::open(db)?)
+#[cfg(not(unix))]
+#[allow(clippy::print_stderr, reason = "it has nothing else to say")]
+fn main() -> std::process::ExitCode {
+    eprintln!("runner needs a Unix: a phase is a command of `sh`, and runs in a process group");
+    std::process::ExitCode::FAILURE
 }

@@ -14,6 +14,8 @@
 
 mod damaged;
 mod full;
+// Elsewhere nobody can take away a file that is open.
+#[cfg(unix)]
 mod gone;
 mod reserve;
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{
-    PATIENCE, Served, builder, connect, job_type, local, raw, read_answer, until,
-};
+use crate::support::{PATIENCE, Served, connect, raw, read_answer, until};
+#[cfg(target_os = "linux")]
+use crate::support::{builder, job_type, local};
 
 #[test]
 fn a_request_that_is_no_request_is_refused_and_the_server_stays_up() {
@@ -112,6 +112,7 @@ fn a_body_may_come_later_than_its_head_and_be_asked_for() {
     assert_eq!(read_answer(&mut socket).status, 200);
 }
 
+#[cfg(target_os = "linux")]
 fn memory_kib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status
@@ -121,6 +122,7 @@ fn memory_kib() -> usize {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+#[cfg(target_os = "linux")]
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
@@ -241,10 +243,12 @@ fn a_client_that_keeps_sending_stops_nobody() {
     }
 }
 
+#[cfg(target_os = "linux")]
 const FEW: &str = "STEPWELL_HTTP_FEW_DESCRIPTORS";
 
 /// In the other process: a server that may open few files. An ordinary run does nothing here.
 #[test]
+#[cfg(target_os = "linux")]
 fn in_another_process() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     if std::env::var_os(FEW).is_none() {
@@ -301,6 +305,7 @@ fn a_server_that_runs_out_of_descriptors_goes_on() {
     child.wait().unwrap();
 }
 
+#[cfg(target_os = "linux")]
 fn is_served(addr: std::net::SocketAddr) -> bool {
     let mut socket = connect(addr);
     let health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";

@@ -23,6 +23,7 @@ pub(crate) struct Served {
 }
 
 /// Both ends of every connection are in this process, and the tests run beside each other.
+#[cfg(unix)]
 fn raise_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
@@ -75,6 +76,7 @@ impl Served {
     }
 
     pub(crate) fn with(http: HttpConfig) -> Served {
+        #[cfg(unix)]
         raise_limit();
         let dir = tempfile::tempdir().unwrap();
         let mut builder = builder(&dir.path().join("jobs.db")).http(http);
