@@ -100,7 +100,8 @@ impl Manifest {
             file.rewind()?;
             let copy =
                 |out: &mut dyn Write| each_line(&file, |_, json| out.write_all(json)).map(drop);
-            file = replace(dir, MANIFEST, copy)?;
+            let new = write_anew(dir, MANIFEST, copy)?;
+            take_place(dir, std::mem::replace(&mut file, new))?;
         } else {
             file.set_len(contents.whole_len)?;
         }
@@ -175,20 +176,21 @@ impl Manifest {
         let open = &mut *self.lock();
         open.file.rewind()?;
         let mut published = Bits::default();
-        let file = replace(&self.dir, MANIFEST, |out| {
+        let new = write_anew(&self.dir, MANIFEST, |out| {
             choose(&open.file, &mut |line| {
                 published.insert(line.job);
                 serde_json::to_writer(&mut *out, line)?;
                 out.write_all(b"\n")
             })
         })?;
-        let len = file.metadata()?.len();
-        *open = Open {
-            file,
-            len,
-            is_torn: false,
-            published,
-        };
+        let len = new.metadata()?.len();
+        if let Err(error) = take_place(&self.dir, std::mem::replace(&mut open.file, new)) {
+            open.file = open_locked(&self.dir.join(MANIFEST))?;
+            return Err(error.into());
+        }
+        open.len = len;
+        open.is_torn = false;
+        open.published = published;
         Ok(())
     }
 
@@ -308,18 +310,43 @@ pub fn replace<E: From<io::Error>>(
     name: &str,
     write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
 ) -> Result<File, E> {
-    let unfinished = dir.join(format!("{name}{UNFINISHED}"));
-    let file = open_locked(&unfinished)?;
+    let file = write_anew(dir, name, write)?;
+    give_name(dir, name)?;
+    Ok(file)
+}
+
+/// The first half: it has not got its name yet.
+fn write_anew<E: From<io::Error>>(
+    dir: &Path,
+    name: &str,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> Result<File, E> {
+    let file = open_locked(&unfinished(dir, name))?;
     file.set_len(0)?;
     let mut out = BufWriter::with_capacity(1 << 16, &file);
     write(&mut out)?;
     out.flush()?;
     drop(out);
     file.sync_all()?;
-    std::fs::rename(&unfinished, dir.join(name))?;
+    Ok(file)
+}
+
+fn give_name(dir: &Path, name: &str) -> io::Result<()> {
+    std::fs::rename(unfinished(dir, name), dir.join(name))?;
     #[cfg(unix)]
     File::open(dir)?.sync_all()?;
-    Ok(file)
+    Ok(())
+}
+
+/// The manifest that was written anew takes the place of the `old` one, which stays locked until then. On Windows it cannot: not every
+/// file system there replaces a file that is open.
+fn take_place(dir: &Path, old: File) -> io::Result<()> {
+    let _locked = cfg!(unix).then_some(old);
+    give_name(dir, MANIFEST)
+}
+
+fn unfinished(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}{UNFINISHED}"))
 }
 
 fn open_locked(path: &Path) -> io::Result<File> {
