@@ -284,7 +284,10 @@ fn a_handler_that_kills_its_process_too_often_fails_its_job() {
     let id = harness.client().enqueue("steps", &Value::Null).unwrap();
     for _ in 0..3 {
         let status = OtherProcess::start(&harness, PLAYER, "deadly handler").wait();
-        assert_eq!(status.code(), None, "a signal ended it");
+        assert!(!status.success());
+        if cfg!(unix) {
+            assert_eq!(status.code(), None, "a signal ended it");
+        }
     }
     let mut builder = harness.builder();
     register_steps(&mut builder, |_| Ok(json!("it would be harmless now")));
