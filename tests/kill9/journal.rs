@@ -38,6 +38,13 @@ pub(crate) fn read(path: &Path) -> Vec<Vec<String>> {
         .collect()
 }
 
+/// FNV-1a, 64 bit. Source: <http://www.isthe.com/chongo/tech/comp/fnv/>.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// Random numbers from a seed. Source: splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
 #[derive(Debug)]
 pub(crate) struct Random(u64);

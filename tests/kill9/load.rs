@@ -16,6 +16,9 @@ use stepwell::{
 
 use crate::journal::{Journal, Random};
 
+#[path = "hooks.rs"]
+pub(crate) mod hooks;
+
 const A: Phase<Value> = Phase::new("a");
 const B: Phase<Value> = Phase::new("b");
 const C: Phase<Value> = Phase::new("c");
@@ -114,7 +117,7 @@ pub(crate) fn open(
     let retention = if few {
         journal.line("T completed failed");
         retention
-            .completed(Keep::newest(100))
+            .completed(Keep::newest(40))
             .failed(Keep::newest(200))
     } else {
         retention
@@ -125,7 +128,7 @@ pub(crate) fn open(
         .retention(retention)
         .shutdown_timeout(Duration::from_millis(100));
     register(&mut builder, journal);
-    builder.open()
+    hooks::configure(builder).open()
 }
 
 pub(crate) fn register(builder: &mut Builder, journal: &Arc<Journal>) {
@@ -242,6 +245,10 @@ pub(crate) fn register(builder: &mut Builder, journal: &Arc<Journal>) {
 
 /// The queue itself, or a client in another process.
 pub(crate) trait Door: Sync {
+    /// The job with the endpoints that are to be told of it.
+    fn with_hooks(&self, _tag: &str, job: NewJob) -> Result<NewJob> {
+        Ok(job)
+    }
     /// What the journal says of an acknowledged cancel: the process that runs the jobs hears of a client's a little later.
     fn place(&self) -> &str;
     fn enqueue_all(&self, jobs: Vec<NewJob>) -> Result<Vec<Enqueued>>;
@@ -386,6 +393,7 @@ impl Caller<'_> {
         if has_key {
             job = job.unique_key(format!("key{}", self.random.below(6)), While::Live);
         }
+        let job = self.door.with_hooks(&tag, job)?;
         Ok((tag, job))
     }
 

@@ -24,6 +24,9 @@ impl Logged {
     /// Takes the next event of its job.
     pub(super) fn follow(&mut self, event: &Event, counters: &mut Counters) -> Result<(), String> {
         use JobStatus::{Cancelled, Completed, Failed, Pending, Running};
+        if self.deleted.is_some() {
+            return Err(format!("S9: {} after it was deleted", event.kind));
+        }
         let reason = event.data.get("reason").and_then(Value::as_str);
         let (allowed, next): (&[Option<JobStatus>], _) = match event.kind {
             EventKind::Created => (&[None], Pending),
@@ -47,6 +50,10 @@ impl Logged {
             EventKind::Deleted => {
                 self.deleted = Some((reason.unwrap_or_default().to_owned(), self.status));
                 (&[Some(Completed), Some(Failed), Some(Cancelled)], Completed)
+            }
+            // What becomes of a delivery changes nothing in its job.
+            EventKind::WebhookDelivered | EventKind::WebhookFailed if self.status.is_some() => {
+                return Ok(());
             }
             _ => return Err(format!("{} must not be stored", event.kind)),
         };

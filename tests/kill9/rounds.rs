@@ -9,12 +9,20 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
-use stepwell::{Client, Durability, JobId, JobStatus, ListFilter};
+use stepwell::{
+    Client, DeliveryQuery, DeliveryStatus, Durability, JobId, JobQueue, JobStatus, ListFilter,
+};
 
 use crate::counters::Counters;
 use crate::history::History;
 use crate::journal::{Journal, Random};
+use crate::load::hooks::Told;
 use crate::load::{self, Caller};
+
+#[path = "receiver.rs"]
+mod receiver;
+
+use receiver::Receiver;
 
 pub(crate) const CHILD: &str = "STEPWELL_KILL_CHILD";
 pub(crate) const ROUNDS: &str = "STEPWELL_KILL_ROUNDS";
@@ -22,7 +30,7 @@ pub(crate) const SEED: &str = "STEPWELL_KILL_SEED";
 pub(crate) const ROUNDS_DEFAULT: u64 = 300;
 pub(crate) const ROUNDS_OF_A_FILE: u64 = 25;
 /// Paths that are seldom taken. A long run must have taken each of them.
-pub(crate) const RARE: [&str; 20] = [
+pub(crate) const RARE: [&str; 25] = [
     "acknowledged",
     "asked, never answered, and stored",
     "asked, never answered, and not stored",
@@ -43,6 +51,11 @@ pub(crate) const RARE: [&str; 20] = [
     "unique key kept a job out",
     "checkpoint resumed",
     "deleted",
+    "accepted, not recorded before a kill, and sent again",
+    "delivery given up",
+    "delivery refused",
+    "delivery ended after its job was deleted by hand",
+    "retention met a live delivery",
 ];
 /// What the other process says before it opens the queue.
 const UP: &str = "up";
@@ -77,6 +90,17 @@ pub(crate) fn silence_handlers() {
     }));
 }
 
+/// What a process is told.
+struct Place<'a> {
+    dir: &'a Path,
+    round: u64,
+    seed: u64,
+    /// Few jobs are kept.
+    few: bool,
+    /// Of the receiver.
+    port: u16,
+}
+
 /// Some rounds on one file, a drain, and the comparison. Answers what was wrong.
 pub(crate) fn one_file(
     dir: &Path,
@@ -85,12 +109,21 @@ pub(crate) fn one_file(
     counters: &mut Counters,
 ) -> Vec<String> {
     let journal = Arc::new(Journal::open(&dir.join("journal")));
+    let receiver = Receiver::start(journal.clone(), seed ^ rounds.start);
     let mut watcher = Watcher::default();
     let mut problems = Vec::new();
     let few = rounds.start / ROUNDS_OF_A_FILE % 2 == 1;
     for round in rounds {
         let mut random = Random::new(seed, round << 8);
-        one_round(dir, round, seed, few, &journal, &mut random);
+        let place = Place {
+            dir,
+            round,
+            seed,
+            few,
+            port: receiver.port(),
+        };
+        one_round(&place, &journal, &mut random);
+        receiver.settle();
         journal.line(&format!("K {round}"));
         counters.add("rounds");
         let client = Client::open_with(dir.join("jobs.db"), durability(round));
@@ -123,11 +156,13 @@ pub(crate) fn drain(
     let until = Instant::now() + DRAIN_MAX;
     loop {
         let stats = queue.stats().expect("the queue can be read");
-        if stats.pending + stats.running == 0 {
+        if stats.pending + stats.running == 0 && !has_deliveries(&queue) {
             break;
         }
         if Instant::now() > until {
-            problems.push(format!("jobs are left after {DRAIN_MAX:?}: {stats:?}"));
+            problems.push(format!(
+                "jobs or deliveries are left after {DRAIN_MAX:?}: {stats:?}"
+            ));
             for status in [JobStatus::Pending, JobStatus::Running] {
                 let page = queue
                     .list(&ListFilter::new().status(status))
@@ -150,6 +185,14 @@ pub(crate) fn drain(
     problems
 }
 
+/// Whether any is pending.
+fn has_deliveries(queue: &JobQueue) -> bool {
+    let pending = DeliveryQuery::new().status(DeliveryStatus::Pending);
+    let page = queue.deliveries(&pending.limit(1));
+    let page = page.expect("deliveries can be listed");
+    !page.deliveries.is_empty() || page.next.is_some()
+}
+
 fn durability(round: u64) -> Durability {
     if round.is_multiple_of(2) {
         Durability::Full
@@ -159,14 +202,14 @@ fn durability(round: u64) -> Durability {
 }
 
 /// Starts a process, lets it work, kills it.
-fn one_round(
-    dir: &Path,
-    round: u64,
-    seed: u64,
-    few: bool,
-    journal: &Arc<Journal>,
-    random: &mut Random,
-) {
+fn one_round(place: &Place<'_>, journal: &Arc<Journal>, random: &mut Random) {
+    let Place {
+        dir,
+        round,
+        seed,
+        port,
+        ..
+    } = *place;
     let is_early = random.is(30);
     let micros = if is_early {
         random.below(4000)
@@ -180,16 +223,20 @@ fn one_round(
         // Opened before and closed after the kill in half of the rounds: then nobody has to rebuild the index of the log.
         let client = has_client.then(|| Client::open_with(dir.join("jobs.db"), durability(round)));
         let client = client.map(|client| Arc::new(client.expect("a client can be opened")));
-        let mut process = start(dir, round, seed, few);
+        let mut process = start(place);
         if let Some(client) = client.clone() {
             let (stop, known, journal) = (&stop, &known, journal.clone());
             scope.spawn(move || {
                 let name = format!("c{round}");
                 let random = Random::new(seed, round << 8 | 99);
+                let door = Told {
+                    door: &*client,
+                    port,
+                };
                 Caller {
                     name,
                     journal: &journal,
-                    door: &*client,
+                    door: &door,
                     random,
                     known,
                     stop,
@@ -227,7 +274,14 @@ fn comes_up(process: &mut Child) -> bool {
     is_up.recv_timeout(DRAIN_MAX).unwrap_or(false)
 }
 
-fn start(dir: &Path, round: u64, seed: u64, few: bool) -> Child {
+fn start(place: &Place<'_>) -> Child {
+    let Place {
+        dir,
+        round,
+        seed,
+        few,
+        port,
+    } = place;
     let own: PathBuf = std::env::current_exe().expect("this program has a path");
     let errors = std::fs::File::create(dir.join("stderr")).expect("a file can be made");
     Command::new(own)
@@ -239,7 +293,7 @@ fn start(dir: &Path, round: u64, seed: u64, few: bool) -> Child {
         ])
         .env(
             CHILD,
-            format!("{round} {seed} {} {}", u8::from(few), dir.display()),
+            format!("{round} {seed} {} {port} {}", u8::from(*few), dir.display()),
         )
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
@@ -281,6 +335,7 @@ impl Watcher {
                 journal.line(&format!("D {id} {status} {done}"));
             }
         }
+        deliveries(client, journal);
         self.newest = seen.keys().next_back().copied().max(self.newest);
         // Failed and cancelled ones may be tried again.
         seen.retain(|_, (status, _)| *status != JobStatus::Completed);
@@ -288,15 +343,38 @@ impl Watcher {
     }
 }
 
+/// Writes down the newest delivery and those that are not over, if there are any.
+fn deliveries(client: &Client, journal: &Journal) {
+    let list = |query: &DeliveryQuery| client.deliveries(query).expect("deliveries can be listed");
+    let newest = list(&DeliveryQuery::new().limit(1));
+    let Some(newest) = newest.deliveries.first() else {
+        return;
+    };
+    let mut line = format!("m {}", newest.id);
+    let mut query = DeliveryQuery::new()
+        .status(DeliveryStatus::Pending)
+        .limit(1000);
+    loop {
+        let page = list(&query);
+        for delivery in &page.deliveries {
+            line += &format!(" {}", delivery.id);
+        }
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    journal.line(&line);
+}
+
 /// The other process: never returns.
 pub(crate) fn child(told: &str) {
-    let mut told = told.splitn(4, ' ');
-    let mut next = || told.next().expect("four words");
+    let mut told = told.splitn(5, ' ');
+    let mut next = || told.next().expect("five words");
     let (round, seed): (u64, u64) = (
         next().parse().expect("a number"),
         next().parse().expect("a number"),
     );
-    let (few, dir) = (next() == "1", Path::new(next()));
+    let (few, port) = (next() == "1", next().parse().expect("a number"));
+    let dir = Path::new(next());
     let journal = Arc::new(Journal::open(&dir.join("journal")));
     journal.line(&format!("P {round}"));
     // The other side counts from this line.
@@ -336,7 +414,7 @@ pub(crate) fn child(told: &str) {
                 Caller {
                     name,
                     journal,
-                    door: queue,
+                    door: &Told { door: queue, port },
                     random,
                     known,
                     stop,
