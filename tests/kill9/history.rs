@@ -15,12 +15,15 @@ use crate::load::WORKERS;
 
 #[path = "deliveries.rs"]
 mod deliveries;
+#[path = "heard.rs"]
+mod heard;
 #[path = "logged.rs"]
 mod logged;
 #[path = "traces.rs"]
 mod traces;
 
 use deliveries::Deliveries;
+use heard::Heard;
 use logged::{Logged, compare_one};
 use traces::Traces;
 
@@ -34,6 +37,7 @@ pub(crate) struct History {
     answered: BTreeMap<String, (JobId, bool)>,
     jobs: BTreeMap<JobId, Traces>,
     deliveries: Deliveries,
+    heard: Heard,
     /// Statuses that retention deletes.
     retained: BTreeSet<String>,
     problems: Vec<String>,
@@ -66,12 +70,12 @@ impl History {
         match *words {
             ["P", _] => {
                 *process = Process {
-                    has_work: self.has_work(),
                     began: process.line,
                     line: process.line,
                     ..Process::default()
                 };
                 self.deliveries.begins();
+                self.heard.begins();
                 for job in self.jobs.values_mut() {
                     (job.left, job.killed_in) = (None, None);
                 }
@@ -84,6 +88,11 @@ impl History {
             ["H", _] => process.is_stopping = true,
             ["h", _] => process.is_stopping = false,
             ["K", _] => self.killed(process, counters),
+            ["M", newest] => return self.heard.looked(number(newest)),
+            ["e", seq, kind, id] => {
+                return self.heard.hears(number(seq), kind, job_id(id), counters);
+            }
+            ["p", seq] => return self.heard.panics(number(seq), counters),
             ["X", ..] => return Err("must not happen".to_owned()),
             ["Q?", tag] => {
                 self.asked.insert(tag.to_owned());
@@ -143,18 +152,9 @@ impl History {
         self.jobs.entry(id).or_default()
     }
 
-    fn has_work(&self) -> bool {
-        self.jobs
-            .values()
-            .any(|job| job.inside.is_some() || job.returned.is_some())
-    }
-
     fn killed(&mut self, process: &Process, counters: &mut Counters) {
         if !process.is_open {
             counters.add("killed before the queue was open");
-        }
-        if !process.is_open && process.has_work {
-            counters.add("killed while jobs had to be recovered");
         }
         if process.is_stopping {
             counters.add("killed in a shutdown");
@@ -176,7 +176,6 @@ impl History {
 struct Process {
     is_open: bool,
     is_stopping: bool,
-    has_work: bool,
     /// The line that is read, and the first one of this process.
     line: usize,
     began: usize,
@@ -279,6 +278,7 @@ impl History {
         self.all_or_none(&tags, deleted);
         let unsent = self.deliveries.compare(client, &events, &known, counters);
         self.problems.extend(unsent);
+        self.problems.extend(self.heard.compare(&events));
         self.problems
     }
 

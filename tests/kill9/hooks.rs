@@ -103,6 +103,10 @@ fn endpoint(hook: &Hook, tag: &str, port: u16) -> Result<stepwell::webhook::Endp
 pub(crate) struct Told<'a> {
     pub(crate) door: &'a dyn Door,
     /// Of the receiver.
+    #[cfg_attr(
+        not(feature = "webhook"),
+        allow(dead_code, reason = "then no job has an endpoint")
+    )]
     pub(crate) port: u16,
 }
 

@@ -14,7 +14,7 @@ use stepwell::{
     Result, Retention, RetryFrom, RetryPolicy, StopReason, While,
 };
 
-use crate::journal::{Journal, Random};
+use crate::journal::{Journal, Random, hash};
 
 #[path = "hooks.rs"]
 pub(crate) mod hooks;
@@ -35,13 +35,12 @@ const PENDING_MAX: u64 = 120;
 
 type Answer = std::result::Result<Value, PhaseError>;
 
-/// A number that no other run of a phase has.
+/// A number that no other run of a phase has, in any process; JSON's readers take 53 bits.
 fn nonce() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let count = NEXT.fetch_add(1, Ordering::Relaxed);
-    u64::from(std::process::id()) << 24
-        ^ count
-        ^ stepwell::Timestamp::now().as_millis().unsigned_abs() << 44
+    let (process, now) = (std::process::id(), stepwell::Timestamp::now());
+    hash(format!("{process} {count} {now}").as_bytes()) >> 12
 }
 
 /// Runs one phase, and writes down that it started, what it saw of the phases before it, and how it ended.
@@ -59,14 +58,30 @@ fn recorded(
     let mut seen = format!("W {at}");
     for phase in &plan[..index] {
         let result = cx.get_json(&phase.name)?;
-        seen += &format!(" {}", result["nonce"]);
+        seen += &format!(" {}", hash(result.to_string().as_bytes()));
     }
     journal.line(&seen);
+    // Of phases that come later there is nothing to be seen, also when they had been completed before a retry from the start.
+    for phase in &plan[index..] {
+        if let Ok(result) = cx.get_json(&phase.name) {
+            journal.line(&format!("X H5: {at} sees {} of {}", result, phase.name));
+        }
+    }
     act(cx)?;
-    let nonce = nonce() >> 12;
+    let result = result(nonce());
     std::mem::forget(end);
-    journal.line(&format!("E {at} ok {nonce}"));
-    Ok(json!({"nonce": nonce, "pad": "x".repeat((nonce % 200) as usize)}))
+    journal.line(&format!(
+        "E {at} ok {}",
+        hash(result.to_string().as_bytes())
+    ));
+    Ok(result)
+}
+
+/// A result that no other run has, with all that JSON has to be careful about.
+fn result(nonce: u64) -> Value {
+    let pad = "x".repeat(usize::try_from(nonce % 200).expect("small"));
+    let share = (nonce % 1_000_000) as f64 / 7000.0;
+    json!({"nonce": nonce, "pad": pad, "share": share, "text": ["\u{0}\"\\ä\u{1F980}", null, -1]})
 }
 
 /// Writes that a phase ended without a result, also when it panics.
@@ -129,6 +144,25 @@ pub(crate) fn open(
         .shutdown_timeout(Duration::from_millis(100));
     register(&mut builder, journal);
     hooks::configure(builder).open()
+}
+
+/// Has callbacks write down what they hear. With `panics` one of them panics, once: it must not be called again.
+pub(crate) fn listen(queue: &JobQueue, journal: &Arc<Journal>, panics: Option<i64>) -> Result<()> {
+    let heard = journal.clone();
+    queue.on_event(move |event| {
+        if event.seq > 0 {
+            let (seq, kind, job) = (event.seq, event.kind, event.job_id);
+            heard.line(&format!("e {seq} {kind} {job}"));
+        }
+    })?;
+    let Some(every) = panics else { return Ok(()) };
+    let journal = journal.clone();
+    queue.on_event(move |event| {
+        if event.seq > 0 && event.seq % every == 0 {
+            journal.line(&format!("p {}", event.seq));
+            panic!("on purpose");
+        }
+    })
 }
 
 pub(crate) fn register(builder: &mut Builder, journal: &Arc<Journal>) {

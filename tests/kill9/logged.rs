@@ -7,6 +7,7 @@ use stepwell::{Event, EventKind, Job, JobStatus};
 
 use super::Traces;
 use crate::counters::Counters;
+use crate::journal::hash;
 
 /// What the log of the file says of one job.
 #[derive(Debug, Default)]
@@ -132,7 +133,7 @@ pub(super) fn compare_one(
             continue;
         };
         let returned = traces.results.get(&index).map_or("none", String::as_str);
-        let stored = result["nonce"].to_string();
+        let stored = hash(result.to_string().as_bytes()).to_string();
         if job.status == JobStatus::Completed && stored != returned {
             found.push(format!(
                 "H5: phase {index} has {stored}, its handler returned {returned}"

@@ -2,14 +2,17 @@
 //!
 //! What it would catch: a job that was acknowledged and is gone; a phase that starts again although its completion was durable;
 //! two handlers of one job at a time; a result that a later phase does not see as it was saved; a cancelled job that goes on or is
-//! entered; a job that is charged crashes which hit it outside of its handler; a deletion that nobody asked for, or that was
-//! acknowledged and did not happen; a change without its event; a file that breaks an invariant; a queue that does not come up
-//! again or leaves a job lying.
+//! entered; a job that is charged a crash which hit it outside of its handler, or not; a deletion
+//! that nobody asked for, or that was acknowledged and did not happen; a change without its event; an event that is heard before it is
+//! on disk, not at all, or otherwise; a callback that panicked and is called again, or takes the others along; a delivery that is
+//! missing, too many, altered, out of order, sent again when its end is on disk, or not sent again when it is not; a file that breaks
+//! an invariant; a queue that does not come up again or leaves a job or a delivery lying.
 //!
 //! A round starts a process (this binary again) that opens the queue and works: 8 workers, 4 callers; in half of the rounds a
-//! client in this process asks too. After a random time it is killed; in 30 % of the rounds within the first
-//! milliseconds, while it opens the file or recovers. Then this process looks at the file. Every 25 rounds the queue is opened
-//! here, drained, and all that was written down is compared with it: see `history`. Then the next file begins.
+//! client in this process asks too. A quarter of the jobs have endpoints, of a receiver in this process. After a random time it is
+//! killed; in 30 % of the rounds within the first milliseconds, while it opens the file or recovers. Then this process looks at the
+//! file. Every 25 rounds the queue is opened here, drained, and all that was written down is compared with it: see `history`. Then
+//! the next file begins.
 //!
 //! `STEPWELL_KILL_ROUNDS` sets the rounds (default 300), `STEPWELL_KILL_SEED` the seed, which is printed. A seed gives the same
 //! load and the same moments, but threads are not deterministic: a failure does not always come again.

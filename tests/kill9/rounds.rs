@@ -30,14 +30,13 @@ pub(crate) const SEED: &str = "STEPWELL_KILL_SEED";
 pub(crate) const ROUNDS_DEFAULT: u64 = 300;
 pub(crate) const ROUNDS_OF_A_FILE: u64 = 25;
 /// Paths that are seldom taken. A long run must have taken each of them.
-pub(crate) const RARE: [&str; 25] = [
+pub(crate) const RARE: [&str; 26] = [
     "acknowledged",
     "asked, never answered, and stored",
     "asked, never answered, and not stored",
     "killed inside a handler",
     "killed between a handler's return and its commit",
     "killed before the queue was open",
-    "killed while jobs had to be recovered",
     "killed in a shutdown",
     "interruption told to a job",
     "crash limit reached",
@@ -53,6 +52,8 @@ pub(crate) const RARE: [&str; 25] = [
     "deleted",
     "accepted, not recorded before a kill, and sent again",
     "delivery given up",
+    "callback panicked",
+    "heard after another callback had panicked",
     "delivery refused",
     "delivery ended after its job was deleted by hand",
     "retention met a live delivery",
@@ -335,6 +336,8 @@ impl Watcher {
                 journal.line(&format!("D {id} {status} {done}"));
             }
         }
+        let stats = client.stats().expect("the file can be read");
+        journal.line(&format!("M {}", stats.head_seq));
         deliveries(client, journal);
         self.newest = seen.keys().next_back().copied().max(self.newest);
         // Failed and cancelled ones may be tried again.
@@ -390,14 +393,7 @@ pub(crate) fn child(told: &str) {
     };
     journal.line(&format!("O {round}"));
     let mut random = Random::new(seed, round << 8 | 1);
-    if random.is(10) {
-        match queue.check() {
-            Ok(broken) => broken
-                .iter()
-                .for_each(|line| journal.line(&format!("X check {line}"))),
-            Err(error) => journal.line(&format!("X check {error}")),
-        }
-    }
+    attend(&queue, &journal, &mut random);
     let known: Vec<JobId> = queue
         .list(&ListFilter::new().limit(30))
         .map(|page| page.jobs.iter().map(|job| job.id).rev().collect())
@@ -433,4 +429,23 @@ pub(crate) fn child(told: &str) {
             park_timeout(DRAIN_MAX);
         }
     });
+}
+
+/// Listens to what happens, and now and then has the file checked.
+fn attend(queue: &JobQueue, journal: &Arc<Journal>, random: &mut Random) {
+    let panics = random.is(40).then(|| {
+        let every = 5 + random.below(40);
+        i64::try_from(every).expect("small")
+    });
+    if let Err(error) = load::listen(queue, journal, panics) {
+        journal.line(&format!("X listen {error}"));
+    }
+    if random.is(10) {
+        match queue.check() {
+            Ok(broken) => broken
+                .iter()
+                .for_each(|line| journal.line(&format!("X check {line}"))),
+            Err(error) => journal.line(&format!("X check {error}")),
+        }
+    }
 }
