@@ -13,6 +13,8 @@ use crate::counters::Counters;
 use crate::journal;
 use crate::load::WORKERS;
 
+#[path = "crashes.rs"]
+mod crashes;
 #[path = "deliveries.rs"]
 mod deliveries;
 #[path = "heard.rs"]
@@ -22,6 +24,7 @@ mod logged;
 #[path = "traces.rs"]
 mod traces;
 
+use crashes::{Crashes, Moment, Stand};
 use deliveries::Deliveries;
 use heard::Heard;
 use logged::{Logged, compare_one};
@@ -36,6 +39,7 @@ pub(crate) struct History {
     /// The job that a tag was answered with, and whether it was new.
     answered: BTreeMap<String, (JobId, bool)>,
     jobs: BTreeMap<JobId, Traces>,
+    crashes: Crashes,
     deliveries: Deliveries,
     heard: Heard,
     /// Statuses that retention deletes.
@@ -87,8 +91,19 @@ impl History {
             ["O", _] => process.is_open = true,
             ["H", _] => process.is_stopping = true,
             ["h", _] => process.is_stopping = false,
-            ["K", _] => self.killed(process, counters),
-            ["M", newest] => return self.heard.looked(number(newest)),
+            // How far it had come is known of those that are killed to be looked at.
+            ["K", _] => self.killed(None, process, counters),
+            ["K", _, lock] => {
+                let stand = Stand {
+                    has_lock: lock == "locked",
+                    is_open: process.is_open,
+                };
+                self.killed(Some(stand), process, counters);
+            }
+            ["M", newest, running] => {
+                self.crashes.looked(number(newest), number(running));
+                return self.heard.looked(number(newest));
+            }
             ["e", seq, kind, id] => {
                 return self.heard.hears(number(seq), kind, job_id(id), counters);
             }
@@ -111,6 +126,7 @@ impl History {
                     .insert(tag.to_owned(), (job_id(id), new == "new"));
             }
             ["S", id, phase, worker] => {
+                self.crashes.enters(job_id(id));
                 process.workers.insert(job_id(id), worker.to_owned());
                 let free_since = process.free.get(worker).copied();
                 let since = free_since.unwrap_or(process.began);
@@ -152,13 +168,21 @@ impl History {
         self.jobs.entry(id).or_default()
     }
 
-    fn killed(&mut self, process: &Process, counters: &mut Counters) {
+    fn killed(&mut self, stand: Option<Stand>, process: &Process, counters: &mut Counters) {
         if !process.is_open {
             counters.add("killed before the queue was open");
         }
         if process.is_stopping {
             counters.add("killed in a shutdown");
         }
+        let moment = |job: &Traces| match (job.inside, job.left) {
+            (Some(_), _) => Some(Moment::Inside),
+            (None, Some(_)) => Some(Moment::Returned),
+            (None, None) => None,
+        };
+        let moments = self.jobs.iter();
+        let moments = moments.filter_map(|(id, job)| Some((*id, moment(job)?)));
+        self.crashes.killed(stand, moments.collect());
         for job in self.jobs.values_mut() {
             // What was asked and not answered has happened by now, or never will.
             (job.open_cancels, job.open_retries) = (0, 0);
@@ -236,7 +260,6 @@ impl History {
                         "S7: job {id} is charged {} crashes, {} kills hit it inside a handler",
                         job.crash_count, traces.kills
                     ));
-                    counters.add("killed on the way into a handler");
                 }
             }
             ids_of_tags.insert(*id);
@@ -246,7 +269,8 @@ impl History {
                     .map(|problem| format!("job {id}: {problem}")),
             );
         }
-        // A kill may hit a worker that has entered a handler which has not written so yet. That is seldom.
+        // A kill may hit a worker that has entered a handler which has not written so yet. That is seldom, and `crashes` judges each
+        // of them, where there is a look after each kill.
         if charged.len() > WORKERS {
             self.problems.append(&mut charged);
         }
@@ -279,6 +303,8 @@ impl History {
         let unsent = self.deliveries.compare(client, &events, &known, counters);
         self.problems.extend(unsent);
         self.problems.extend(self.heard.compare(&events));
+        let charged = self.crashes.compare(&events, counters);
+        self.problems.extend(charged);
         self.problems
     }
 

@@ -2,7 +2,7 @@
 //!
 //! What it would catch: a job that was acknowledged and is gone; a phase that starts again although its completion was durable;
 //! two handlers of one job at a time; a result that a later phase does not see as it was saved; a cancelled job that goes on or is
-//! entered; a job that is charged a crash which hit it outside of its handler, or not; a deletion
+//! entered; a job that is charged a crash which hit it outside of its handler, or is not charged one that hit it inside; a deletion
 //! that nobody asked for, or that was acknowledged and did not happen; a change without its event; an event that is heard before it is
 //! on disk, not at all, or otherwise; a callback that panicked and is called again, or takes the others along; a delivery that is
 //! missing, too many, altered, out of order, sent again when its end is on disk, or not sent again when it is not; a file that breaks

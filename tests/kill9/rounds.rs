@@ -30,13 +30,15 @@ pub(crate) const SEED: &str = "STEPWELL_KILL_SEED";
 pub(crate) const ROUNDS_DEFAULT: u64 = 300;
 pub(crate) const ROUNDS_OF_A_FILE: u64 = 25;
 /// Paths that are seldom taken. A long run must have taken each of them.
-pub(crate) const RARE: [&str; 26] = [
+pub(crate) const RARE: [&str; 28] = [
     "acknowledged",
     "asked, never answered, and stored",
     "asked, never answered, and not stored",
     "killed inside a handler",
     "killed between a handler's return and its commit",
     "killed before the queue was open",
+    "killed with the lock, before the recovery was on disk",
+    "killed between the recovery and the open queue",
     "killed in a shutdown",
     "interruption told to a job",
     "crash limit reached",
@@ -123,9 +125,10 @@ pub(crate) fn one_file(
             few,
             port: receiver.port(),
         };
-        one_round(&place, &journal, &mut random);
+        let pid = one_round(&place, &journal, &mut random);
         receiver.settle();
-        journal.line(&format!("K {round}"));
+        let lock = if had_lock(dir, pid) { "locked" } else { "-" };
+        journal.line(&format!("K {round} {lock}"));
         counters.add("rounds");
         let client = Client::open_with(dir.join("jobs.db"), durability(round));
         let client = client.expect("a client can open what a killed process left");
@@ -202,8 +205,15 @@ fn durability(round: u64) -> Durability {
     }
 }
 
-/// Starts a process, lets it work, kills it.
-fn one_round(place: &Place<'_>, journal: &Arc<Journal>, random: &mut Random) {
+/// Whether this process was the last to get the lock of the file: whoever gets it writes its id there.
+fn had_lock(dir: &Path, pid: u32) -> bool {
+    let owner = std::fs::read(dir.join("jobs.db-owner")).unwrap_or_default();
+    let holder = owner.split(|byte| *byte == b' ').next();
+    holder == Some(pid.to_string().as_bytes())
+}
+
+/// Starts a process, lets it work, kills it. Answers its id.
+fn one_round(place: &Place<'_>, journal: &Arc<Journal>, random: &mut Random) -> u32 {
     let Place {
         dir,
         round,
@@ -260,7 +270,8 @@ fn one_round(place: &Place<'_>, journal: &Arc<Journal>, random: &mut Random) {
             let error = std::fs::read_to_string(dir.join("stderr")).unwrap_or_default();
             panic!("round {round}: the process ended by itself ({status}): {error}");
         }
-    });
+        process.id()
+    })
 }
 
 /// Waits until the process has said that it opens the queue. False when it ends before, or says nothing in time.
@@ -337,7 +348,7 @@ impl Watcher {
             }
         }
         let stats = client.stats().expect("the file can be read");
-        journal.line(&format!("M {}", stats.head_seq));
+        journal.line(&format!("M {} {}", stats.head_seq, stats.running));
         deliveries(client, journal);
         self.newest = seen.keys().next_back().copied().max(self.newest);
         // Failed and cancelled ones may be tried again.
