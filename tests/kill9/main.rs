@@ -12,7 +12,7 @@
 //! client in this process asks too. A quarter of the jobs have endpoints, of a receiver in this process. After a random time it is
 //! killed; in 30 % of the rounds within the first milliseconds, while it opens the file or recovers. Then this process looks at the
 //! file. Every 25 rounds the queue is opened here, drained, and all that was written down is compared with it: see `history`. Then
-//! the next file begins.
+//! the next file begins. `forged` tests the judge.
 //!
 //! `STEPWELL_KILL_ROUNDS` sets the rounds (default 300), `STEPWELL_KILL_SEED` the seed, which is printed. A seed gives the same
 //! load and the same moments, but threads are not deterministic: a failure does not always come again.
@@ -29,6 +29,7 @@
 
 #[allow(dead_code, reason = "shared with other proofs")]
 mod counters;
+mod forged;
 mod history;
 mod journal;
 mod load;
