@@ -24,6 +24,9 @@ mod content;
 #[allow(dead_code, reason = "shared with the tests")]
 mod counters;
 #[cfg(target_os = "linux")]
+#[path = "../../tests/faults/deliveries.rs"]
+mod deliveries;
+#[cfg(target_os = "linux")]
 #[path = "../../tests/faults/disk.rs"]
 mod disk;
 #[cfg(target_os = "linux")]
@@ -43,6 +46,9 @@ mod model;
 #[path = "../../tests/faults/power.rs"]
 mod power;
 mod progress;
+#[cfg(target_os = "linux")]
+#[path = "../../tests/faults/receiver.rs"]
+mod receiver;
 #[path = "../../tests/kill9/rounds.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod rounds;
@@ -182,7 +188,8 @@ fn every_call(mut progress: Progress) -> bool {
         progress.done += 1;
         progress.save();
     }
-    let rare: Vec<&str> = scenario::NOTED.iter().map(|(_, what)| *what).collect();
+    let noted = scenario::NOTED.iter().map(|(_, what)| *what);
+    let rare: Vec<&str> = noted.chain(deliveries::RARE).collect();
     let cases = progress.counters.count("cases");
     let what =
         format!("{cases} cases: all n of {all} combinations of scenario, error and duration");

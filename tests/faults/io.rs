@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
-use stepwell::Client;
+use stepwell::{Client, Durability};
 
 use crate::counters::Counters;
+use crate::deliveries::{self, Judge};
 use crate::journal::{self, Journal};
 use crate::power;
+use crate::receiver::{Receipt, Receiver};
 use crate::rounds::{self, Watcher};
 use crate::scenario::{self, Ending, Scenario};
 use crate::shim::{Control, Fault, Shim};
@@ -80,13 +82,17 @@ impl Bench {
         let told = format!("{:?} {:?} {}", case.ending, case.scenario, path.display());
         let mut command = command(&told, &path);
         self.shim.wrap(&mut command, &path, None);
+        let receiver = (case.scenario == Scenario::Deliver).then(Receiver::start);
+        if let Some(receiver) = &receiver {
+            command.env(deliveries::PORT, receiver.port.to_string());
+        }
         let status = wait(command.spawn().expect("a process can be started"));
         control.lift();
         let mut problems = Vec::new();
         if !status.is_some_and(|status| status.success()) {
             problems.push(format!("the process hung or died: {status:?}"));
         }
-        look(&path, case, counters, &mut problems);
+        look(&path, case, receiver.as_ref(), counters, &mut problems);
         let was_reached = control.failures() > 0;
         if was_reached {
             counters.add_owned(format!("failed first: {}", control.failed()));
@@ -106,11 +112,17 @@ impl Bench {
 }
 
 /// What a process left is whole, loses nothing, and goes on.
-fn look(dir: &Path, case: Case, counters: &mut Counters, problems: &mut Vec<String>) {
+fn look(
+    dir: &Path,
+    case: Case,
+    receiver: Option<&Receiver>,
+    counters: &mut Counters,
+    problems: &mut Vec<String>,
+) {
     let journal = Arc::new(Journal::open(&dir.join("journal")));
     journal.line("K case");
     for words in journal::read(&dir.join("journal")) {
-        if words[0] == "N" {
+        if words[0] == "N" && words[1] != "endpoint" {
             counters.add_owned(words[1..].join(" "));
         }
     }
@@ -124,8 +136,14 @@ fn look(dir: &Path, case: Case, counters: &mut Counters, problems: &mut Vec<Stri
         }
         Err(error) => return problems.push(format!("it cannot be opened: {error}")),
     }
+    if receiver.is_some() {
+        problems.extend(deliveries::finish(dir, Durability::Full, &journal));
+    }
     let mut seen = Counters::default();
     problems.extend(rounds::drain(dir, &journal, false, &mut seen));
+    if let Some(receiver) = receiver {
+        delivered(dir, case, receiver, counters, problems);
+    }
     // What a handler has returned is kept until it can be written, as long as its process lives.
     if !case.scenario.fences() && seen.count("late result fenced") > 0 {
         problems.push("a phase ran again that had returned a result in this process".to_owned());
@@ -138,6 +156,30 @@ fn look(dir: &Path, case: Case, counters: &mut Counters, problems: &mut Vec<Stri
         if seen.count(name) > 0 {
             counters.add(name);
         }
+    }
+}
+
+/// Each event was delivered, in order, and no more often than it had to be.
+fn delivered(
+    dir: &Path,
+    case: Case,
+    receiver: &Receiver,
+    counters: &mut Counters,
+    problems: &mut Vec<String>,
+) {
+    let client = Client::open(dir.join("jobs.db")).expect("it could be opened before");
+    let receipts = receiver.take();
+    let judge = Judge {
+        client: &client,
+        receipts: &receipts,
+        // A process that went on until all was over has recorded all that it sent.
+        cut_off: usize::from(case.ending == Ending::Never),
+    };
+    let found = judge.problems(dir, counters);
+    if !found.is_empty() {
+        problems.extend(found);
+        let line = |receipt: &Receipt| format!("came: {receipt}");
+        problems.extend(receipts.iter().map(line));
     }
 }
 

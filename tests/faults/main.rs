@@ -5,12 +5,15 @@
 //! broken after the disk works again, or that forgets what a handler returned meanwhile; a phase that runs again although
 //! its completion was durable.
 //!
-//! A process (this binary again) runs real stepwell code with `shim.c` between it and the system. In each of fifteen scenarios
+//! A process (this binary again) runs real stepwell code with `shim.c` between it and the system. In each of sixteen scenarios
 //! the n-th call fails, n = 1, 2, ..., until the scenario needs no more: with EIO, with ENOSPC, after half a write; once, until the
 //! scenario is over, or until the process ends. Then the file is checked, what is left in it runs to its end, and all that was
 //! written down is compared with it, as for the kills.
 //!
-//! Here: all n of five small scenarios in one way, and a sample of the others. All of it: `cargo run --release --example prove -- io`.
+//! In one of them deliveries are sent to a receiver in this process, and so outlive the one whose I/O fails: see `deliveries` for what
+//! must come of them.
+//!
+//! Here: all n of five small scenarios in one way, a share of the deliveries', and a sample of all. All of it: `cargo run --release --example prove -- io`.
 //!
 //! The same library writes down what a mixed load writes and syncs. Then the file is opened as it may be after a power cut: see
 //! `disk` for what may be. It opens, the check finds nothing, its log is a beginning of what the log became, and with
@@ -31,6 +34,7 @@
 #[path = "../kill9/counters.rs"]
 #[allow(dead_code, reason = "shared with other proofs")]
 mod counters;
+mod deliveries;
 mod disk;
 #[path = "../kill9/history.rs"]
 #[allow(clippy::too_many_lines, reason = "the checker is a long list of cases")]
@@ -42,6 +46,7 @@ mod journal;
 #[allow(clippy::too_many_lines, reason = "the load is a long list of cases")]
 mod load;
 mod power;
+mod receiver;
 #[path = "../kill9/rounds.rs"]
 #[allow(dead_code, reason = "shared with the proof that kills")]
 mod rounds;
@@ -68,14 +73,19 @@ const RECORDS: u64 = 4;
 /// How long the sample goes on.
 const SAMPLE: Duration = Duration::from_secs(8);
 
+fn seed() -> u64 {
+    let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
+    let seed = rounds::number(SEED).unwrap_or(clock % 1_000_000);
+    println!("{SEED}={seed}");
+    seed
+}
+
 #[test]
 fn no_failed_call_loses_a_job_or_repeats_what_was_done() {
     if std::env::var(CHILD).is_ok() {
         return;
     }
-    let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
-    let seed = rounds::number(SEED).unwrap_or(clock % 1_000_000);
-    println!("{SEED}={seed}");
+    let seed = seed();
     let Some(bench) = Bench::new() else { return };
     let (mut counters, mut cases) = (Counters::default(), 0);
     let mut run = |case: Case| {
@@ -103,14 +113,48 @@ fn no_failed_call_loses_a_job_or_repeats_what_was_done() {
     println!("{cases} cases: {counters}");
 }
 
+/// Deliveries have many calls: each so many-th of them fails, from one by chance on.
+#[test]
+fn no_failed_call_loses_a_delivery_or_repeats_what_was_recorded() {
+    if std::env::var(CHILD).is_ok() {
+        return;
+    }
+    let seed = seed();
+    let Some(bench) = Bench::new() else { return };
+    let (mut random, mut counters) = (Random::new(seed, 2), Counters::default());
+    let endings = [
+        (Ending::Once, 23),
+        (Ending::Lifted, 41),
+        (Ending::Never, 41),
+    ];
+    for (ending, stride) in endings {
+        let mut case = Case {
+            scenario: Scenario::Deliver,
+            ending,
+            fault: Fault::Io,
+            at: 1 + random.below(stride),
+        };
+        while {
+            let ended = bench.run(case, &mut counters);
+            let problems = ended.problems.join("\n");
+            assert!(problems.is_empty(), "{SEED}={seed}\n{problems}");
+            case.at += stride;
+            counters.add("cases");
+            ended.was_reached
+        } {}
+    }
+    println!("{counters}");
+    let never = counters.never(&deliveries::RARE);
+    assert!(never.is_empty(), "{SEED}={seed}: never: {never:?}");
+    assert!(counters.count("cases") >= 40, "{counters}");
+}
+
 #[test]
 fn no_power_cut_loses_what_was_acknowledged() {
     if std::env::var(CHILD).is_ok() {
         return;
     }
-    let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
-    let seed = rounds::number(SEED).unwrap_or(clock % 1_000_000);
-    println!("{SEED}={seed}");
+    let seed = seed();
     rounds::silence_handlers();
     let dir = tempfile::tempdir().expect("a directory can be made");
     let Some(shim) = Shim::build(dir.path()) else {

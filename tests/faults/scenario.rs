@@ -11,6 +11,7 @@ use stepwell::{
     Client, Durability, Error, ErrorKind, JobId, JobQueue, Keep, NewJob, PhaseStatus, Retention,
 };
 
+use crate::deliveries;
 use crate::journal::Journal;
 use crate::load::{self, Door};
 use crate::shim::Control;
@@ -38,12 +39,13 @@ pub(crate) enum Scenario {
     Client,
     Watched,
     Pause,
+    Deliver,
 }
 
 use Scenario as S;
 
 impl Scenario {
-    pub(crate) const ALL: [Scenario; 15] = [
+    pub(crate) const ALL: [Scenario; 16] = [
         S::OpenNew,
         S::OpenExisting,
         S::Enqueue,
@@ -59,6 +61,7 @@ impl Scenario {
         S::Client,
         S::Watched,
         S::Pause,
+        S::Deliver,
     ];
 
     pub(crate) fn parse(name: &str) -> Scenario {
@@ -120,6 +123,7 @@ pub(crate) fn child(told: &str) -> ! {
         tags: 0,
         is_unreadable: false,
         heard: Arc::default(),
+        port: deliveries::port(),
     };
     if how == "template" {
         story.prepare();
@@ -157,6 +161,8 @@ struct Story<'a> {
     is_unreadable: bool,
     /// The newest event that a callback has heard of.
     heard: Arc<AtomicI64>,
+    /// Where a receiver of deliveries is, if this story has one.
+    port: Option<u16>,
 }
 
 impl Story<'_> {
@@ -173,6 +179,9 @@ impl Story<'_> {
             .durability(Durability::Full)
             .retention(retention)
             .shutdown_timeout(Duration::from_millis(100));
+        if let Some(port) = self.port {
+            builder = builder.webhooks(deliveries::audited(port));
+        }
         load::register(&mut builder, &self.journal);
         let queue = builder.open()?;
         self.journal.line("O child");
@@ -277,6 +286,7 @@ impl Story<'_> {
             }
             S::Retention => self.retain(queue, control),
             S::Client => self.beside(control),
+            S::Deliver => self.deliver(queue, control),
             S::Watched => return self.watched(queue, ending, control),
             S::Pause => return self.pause(queue, ending, control),
             S::Shutdown => return self.shut_down(queue, control),
@@ -352,13 +362,18 @@ impl Story<'_> {
 
     /// Waits until nothing is under way, or a fault that lasts has said what it has to say.
     fn rest(&self, queue: &JobQueue, control: &Control) {
-        self.until(LONG, || is_over(queue) || is_stuck(control));
+        self.until(LONG, || self.is_over(queue) || is_stuck(control));
         if is_stuck(control) {
             let until = Instant::now() + SHORT;
-            while Instant::now() < until && !is_over(queue) {
+            while Instant::now() < until && !self.is_over(queue) {
                 park_timeout(Duration::from_millis(2));
             }
         }
+    }
+
+    /// Deliveries, too, if they are a part of it.
+    fn is_over(&self, queue: &JobQueue) -> bool {
+        is_over(queue) && (self.port.is_none() || !deliveries::are_left(queue))
     }
 
     /// Callbacks are a part of it.
@@ -369,7 +384,7 @@ impl Story<'_> {
     /// The fault is over: everything ends by itself.
     fn settle(&self, queue: &JobQueue) {
         let is_small = || queue.stats().is_ok_and(|stats| stats.completed <= KEPT);
-        let is_done = || is_over(queue) && queue.health().is_good();
+        let is_done = || self.is_over(queue) && queue.health().is_good();
         self.until(LONG, || {
             is_done() && (self.scenario != S::Retention || is_small())
         });
@@ -410,13 +425,23 @@ impl Story<'_> {
 
     /// Adds a job, as a caller who writes everything down.
     fn ask(&mut self, door: &dyn Door, job_type: &str, ms: u64, delay_ms: u64) -> Option<JobId> {
+        self.ask_with(door, job_type, ms, |job| match delay_ms {
+            0 => job,
+            _ => job.delay(Duration::from_millis(delay_ms)),
+        })
+    }
+
+    fn ask_with(
+        &mut self,
+        door: &dyn Door,
+        job_type: &str,
+        ms: u64,
+        with: impl FnOnce(NewJob) -> NewJob,
+    ) -> Option<JobId> {
         self.tags += 1;
         let tag = format!("p{}-{}", std::process::id(), self.tags);
         let job = NewJob::new(job_type, &json!({"tag": tag, "ms": ms})).expect("it is JSON");
-        let job = match delay_ms {
-            0 => job,
-            _ => job.delay(Duration::from_millis(delay_ms)),
-        };
+        let job = with(job);
         self.journal.line(&format!("Q? {tag}"));
         match door.enqueue_all(vec![job]) {
             Ok(enqueued) => {

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use stepwell::{
-    BulkAction, CancelOutcome, ErrorKind, JobQueue, JobStatus, ListFilter, NewJob, RetryFrom,
+    BulkAction, CancelOutcome, ErrorKind, JobId, JobQueue, JobStatus, ListFilter, NewJob, RetryFrom,
 };
 
 use super::{KEPT, LONG, Story, is_inside, is_past, is_stuck};
+use crate::deliveries::{self, OWN};
+use crate::receiver::NEVER;
 use crate::shim::Control;
 
 impl Story<'_> {
@@ -101,14 +103,40 @@ impl Story<'_> {
         if let Ok(page) = queue.list(&filter)
             && let Some(job) = page.jobs.first()
         {
-            self.journal.line(&format!("D? {}", job.id));
-            match queue.delete(job.id) {
-                Ok(()) => self.journal.line(&format!("D! {}", job.id)),
-                Err(error) if is_past(&error) => {}
-                Err(error) => drop(self.typed(&error)),
-            }
+            self.delete(queue, job.id);
         }
         let is_small = || queue.stats().is_ok_and(|stats| stats.completed <= KEPT);
         self.until(LONG, || is_small() || is_stuck(control));
+    }
+
+    fn delete(&self, queue: &JobQueue, id: JobId) {
+        self.journal.line(&format!("D? {id}"));
+        match queue.delete(id) {
+            Ok(()) => self.journal.line(&format!("D! {id}")),
+            Err(error) if is_past(&error) => {}
+            Err(error) => drop(self.typed(&error)),
+        }
+    }
+
+    /// One job whose events are delivered, and two that have endpoints of their own: one of these never accepts anything, and the
+    /// other job is deleted while its deliveries are under way.
+    pub(super) fn deliver(&mut self, queue: &JobQueue, control: &Control) {
+        control.arm();
+        let port = self.port.expect("there is a receiver");
+        self.ask(queue, "one", 0, 0);
+        let own = self.ask_with(queue, "one", 0, |job| job.webhook(deliveries::own(port)));
+        let never = self.ask_with(queue, "one", 0, |job| job.webhook(deliveries::never(port)));
+        for (id, path) in [(own, OWN), (never, NEVER)] {
+            if let Some(id) = id {
+                deliveries::note(&self.journal, id, path);
+            }
+        }
+        let Some(own) = own else { return };
+        let status = || queue.status(own).ok().flatten();
+        let is_done = || status().is_some_and(JobStatus::is_terminal);
+        self.until(LONG, || is_done() || is_stuck(control));
+        if is_done() {
+            self.delete(queue, own);
+        }
     }
 }
