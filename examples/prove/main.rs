@@ -24,6 +24,9 @@ mod content;
 #[allow(dead_code, reason = "shared with the tests")]
 mod counters;
 #[cfg(target_os = "linux")]
+#[path = "../../tests/faults/cut.rs"]
+mod cut;
+#[cfg(target_os = "linux")]
 #[path = "../../tests/faults/deliveries.rs"]
 mod deliveries;
 #[cfg(target_os = "linux")]

@@ -5,18 +5,20 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
 use stepwell::webhook::{Endpoint, WebhookConfig};
 use stepwell::{
-    Client, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, Durability, Event, EventKind,
-    JobId, JobQueue, Retention,
+    CancelOutcome, Client, Delivery, DeliveryQuery, DeliveryRecord, DeliveryStatus, Durability,
+    Enqueued, Event, EventKind, Job, JobId, JobQueue, JobStatus, NewJob, Result, Retention,
+    RetryFrom,
 };
 
 use crate::counters::Counters;
 use crate::journal::{self, Journal};
-use crate::load;
+use crate::load::{self, Door};
 use crate::receiver::{NEVER, Receipt};
 
 /// What a run must have seen.
@@ -34,8 +36,9 @@ const AUDIT: &str = "/audit";
 pub(crate) const OWN: &str = "/own";
 /// So often something is tried that is never accepted.
 const TRIES: u32 = 3;
+/// One call in so many adds jobs with an endpoint of their own.
+const HOOKED_ONE_OF: u64 = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
-const WORKERS: usize = 2;
 
 /// The port of the receiver, for a process that is told of one.
 pub(crate) fn port() -> Option<u16> {
@@ -111,7 +114,7 @@ pub(crate) fn are_left(queue: &JobQueue) -> bool {
 pub(crate) fn finish(dir: &Path, durability: Durability, journal: &Arc<Journal>) -> Vec<String> {
     journal.line("P finish");
     let mut builder = JobQueue::builder(dir.join("jobs.db"))
-        .workers(WORKERS)
+        .workers(load::WORKERS)
         .durability(durability)
         .retention(Retention::forever())
         .webhooks(hooks());
@@ -149,6 +152,58 @@ pub(crate) fn finish(dir: &Path, durability: Durability, journal: &Arc<Journal>)
     problems
 }
 
+/// A door through which one call in so many adds jobs that have an endpoint of their own, and writes that down.
+pub(crate) struct Hooked<'a> {
+    pub(crate) queue: &'a JobQueue,
+    pub(crate) journal: &'a Journal,
+    pub(crate) port: u16,
+    pub(crate) calls: AtomicU64,
+}
+
+impl Door for Hooked<'_> {
+    fn place(&self) -> &str {
+        self.queue.place()
+    }
+
+    fn enqueue_all(&self, mut jobs: Vec<NewJob>) -> Result<Vec<Enqueued>> {
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        let is_hooked = calls.is_multiple_of(HOOKED_ONE_OF);
+        if is_hooked {
+            let hook = |job: NewJob| job.webhook(endpoint(self.port, OWN));
+            jobs = jobs.into_iter().map(hook).collect();
+        }
+        let enqueued = self.queue.enqueue_all(jobs)?;
+        for new in enqueued.iter().filter(|job| is_hooked && job.is_new) {
+            note(self.journal, new.id, OWN);
+        }
+        Ok(enqueued)
+    }
+
+    fn cancel(&self, id: JobId) -> Result<CancelOutcome> {
+        self.queue.cancel(id)
+    }
+
+    fn retry(&self, id: JobId, from: RetryFrom) -> Result<()> {
+        self.queue.retry(id, from)
+    }
+
+    fn delete(&self, id: JobId) -> Result<()> {
+        self.queue.delete(id)
+    }
+
+    fn get(&self, id: JobId) -> Result<Option<Job>> {
+        self.queue.get(id)
+    }
+
+    fn ids(&self, status: JobStatus, limit: usize) -> Result<Vec<JobId>> {
+        self.queue.ids(status, limit)
+    }
+
+    fn pending(&self) -> Result<u64> {
+        self.queue.pending()
+    }
+}
+
 /// All deliveries of a file, by the id that receivers see.
 pub(crate) fn all(client: &Client) -> BTreeMap<String, DeliveryRecord> {
     let (mut found, mut query) = (BTreeMap::new(), DeliveryQuery::new().limit(1000));
@@ -163,39 +218,83 @@ pub(crate) fn all(client: &Client) -> BTreeMap<String, DeliveryRecord> {
     }
 }
 
-/// A file in which everything is over, and what has come of its deliveries.
+/// A file, and what was received of its deliveries.
 pub(crate) struct Judge<'a> {
-    pub(crate) client: &'a Client,
+    client: &'a Client,
+    /// By the id that receivers see.
+    all: BTreeMap<String, DeliveryRecord>,
+    /// What the log tells of, deliveries aside, by number.
+    events: BTreeMap<i64, Event>,
     /// In the order in which they came.
-    pub(crate) receipts: &'a [Receipt],
-    /// Processes that ended before what they had sent was recorded: each may have had one try of a delivery under way (W2).
-    pub(crate) cut_off: usize,
+    pub(crate) receipts: Vec<Receipt>,
 }
 
 impl Judge<'_> {
-    /// Answers what is wrong. The journal in `dir` says which jobs were given endpoints of their own for sure.
-    pub(crate) fn problems(&self, dir: &Path, counters: &mut Counters) -> Vec<String> {
-        let (mut problems, all) = (Vec::new(), all(self.client));
-        let events = events(self.client);
-        self.each_event_once(dir, &all, &events, &mut problems);
-        self.what_came(&all, &events, counters, &mut problems);
-        self.order(&all, &mut problems);
+    pub(crate) fn new<'a>(client: &'a Client, log: &[Event], receipts: Vec<Receipt>) -> Judge<'a> {
+        let is_told = |event: &&Event| {
+            !matches!(
+                event.kind,
+                EventKind::WebhookDelivered | EventKind::WebhookFailed
+            )
+        };
+        let told = log.iter().filter(is_told);
+        Judge {
+            client,
+            all: all(client),
+            events: told.map(|event| (event.seq, event.clone())).collect(),
+            receipts,
+        }
+    }
+
+    /// Of events that a power cut took back nothing is asked.
+    pub(crate) fn forget_what_is_lost(&mut self) {
+        let all = &self.all;
+        self.receipts
+            .retain(|receipt| all.contains_key(&receipt.webhook_id));
+    }
+
+    /// What must be so at any time: each event has its deliveries, and nothing came that is not in the file. The journal in `dir` says
+    /// which jobs were given endpoints of their own for sure.
+    pub(crate) fn at_any_time(&self, dir: &Path) -> Vec<String> {
+        let mut problems = Vec::new();
+        self.tell_of_their_events(&mut problems);
+        self.each_event_once(dir, &mut problems);
+        self.is_in_the_file(&mut problems);
         problems
     }
 
-    /// S11: each event has one delivery for each endpoint that wanted to know of it, and no other has one.
-    fn each_event_once(
+    /// What must be so when everything is over. Each of the tries that came may have been the last thing that a process did which ended
+    /// before it could be recorded: `cut_off` of each delivery (W2).
+    pub(crate) fn at_the_end(
         &self,
         dir: &Path,
-        all: &BTreeMap<String, DeliveryRecord>,
-        events: &BTreeMap<i64, Event>,
-        problems: &mut Vec<String>,
-    ) {
+        cut_off: usize,
+        counters: &mut Counters,
+    ) -> Vec<String> {
+        let mut problems = self.at_any_time(dir);
+        self.ends(cut_off, counters, &mut problems);
+        self.order(&mut problems);
+        problems
+    }
+
+    /// S11: the bodies are the events.
+    fn tell_of_their_events(&self, problems: &mut Vec<String>) {
+        for (id, DeliveryRecord { delivery, body, .. }) in &self.all {
+            let event = self.events.get(&delivery.id.seq());
+            let told: serde_json::Value = serde_json::from_str(body).expect("it is JSON");
+            if told["data"] != serde_json::to_value(event).expect("it is JSON") {
+                problems.push(format!("S11: {id} is {body}, its event {event:?}"));
+            }
+        }
+    }
+
+    /// S11: each event has one delivery for each endpoint that wanted to know of it, and no other has one.
+    fn each_event_once(&self, dir: &Path, problems: &mut Vec<String>) {
         let noted = noted(&dir.join("journal"));
         let endpoints = self.client.endpoints().expect("they can be read");
-        let jobs: BTreeSet<JobId> = events.values().map(|event| event.job_id).collect();
+        let jobs: BTreeSet<JobId> = self.events.values().map(|event| event.job_id).collect();
         let mut told: BTreeMap<(JobId, &str), Vec<i64>> = BTreeMap::new();
-        for record in all.values() {
+        for record in self.all.values() {
             let Delivery {
                 id, job_id, url, ..
             } = &record.delivery;
@@ -204,7 +303,7 @@ impl Judge<'_> {
         }
         for job in jobs {
             for path in [AUDIT, OWN, NEVER] {
-                let of_job = events.values().filter(|event| event.job_id == job);
+                let of_job = self.events.values().filter(|event| event.job_id == job);
                 let wanted = of_job.filter(|event| kinds(path).contains(&event.kind));
                 let wanted: Vec<i64> = wanted.map(|event| event.seq).collect();
                 let mut told = told.remove(&(job, path)).unwrap_or_default();
@@ -230,44 +329,41 @@ impl Judge<'_> {
         }
     }
 
-    /// W1 and W2: what has come, and how often, against how it ended.
-    fn what_came(
-        &self,
-        all: &BTreeMap<String, DeliveryRecord>,
-        events: &BTreeMap<i64, Event>,
-        counters: &mut Counters,
-        problems: &mut Vec<String>,
-    ) {
-        let mut came: HashMap<&str, Vec<&Receipt>> = HashMap::new();
-        for receipt in self.receipts {
-            came.entry(&receipt.webhook_id).or_default().push(receipt);
-            if !all.contains_key(&receipt.webhook_id) {
-                problems.push(format!("W1: not in the outbox, and sent: {receipt:?}"));
+    /// W1: what came is in the outbox, with this body.
+    fn is_in_the_file(&self, problems: &mut Vec<String>) {
+        for receipt in &self.receipts {
+            let record = self.all.get(&receipt.webhook_id);
+            let is_it = |record: &DeliveryRecord| {
+                record.body == receipt.body && path_of(&record.delivery.url) == receipt.path
+            };
+            if !record.is_some_and(is_it) {
+                problems.push(format!(
+                    "W1: this came: {receipt}; in the outbox is {record:?}"
+                ));
             }
         }
-        for (id, DeliveryRecord { delivery, body, .. }) in all {
+    }
+
+    /// W1 and W2: how often each has come, against how it ended.
+    fn ends(&self, cut_off: usize, counters: &mut Counters, problems: &mut Vec<String>) {
+        let mut came: HashMap<&str, Vec<u16>> = HashMap::new();
+        for receipt in &self.receipts {
+            let statuses = came.entry(&receipt.webhook_id).or_default();
+            statuses.push(receipt.status);
+        }
+        for (id, DeliveryRecord { delivery, .. }) in &self.all {
             let came = came.remove(id.as_str()).unwrap_or_default();
-            let path = path_of(&delivery.url);
-            let is_as_told = |receipt: &&&Receipt| receipt.body == *body && receipt.path == path;
-            if came.iter().filter(is_as_told).count() != came.len() {
-                problems.push(format!("W1: {id} is {body}, and came as {came:?}"));
-            }
-            let event = events.get(&delivery.id.seq());
-            if serde_json::from_str::<serde_json::Value>(body).expect("it is JSON")["data"]
-                != serde_json::to_value(event).expect("it is JSON")
-            {
-                problems.push(format!("W1: {id} is {body}, its event {event:?}"));
-            }
-            let accepted = came.iter().filter(|one| one.status == 200).count();
-            let wanted = match path {
-                NEVER => DeliveryStatus::Failed,
-                _ => DeliveryStatus::Delivered,
+            let is_never = path_of(&delivery.url) == NEVER;
+            let wanted = if is_never {
+                DeliveryStatus::Failed
+            } else {
+                DeliveryStatus::Delivered
             };
-            if delivery.status != wanted || (accepted == 0) != (path == NEVER) {
-                problems.push(format!("W1: {delivery:?} was accepted {accepted} times"));
+            if delivery.status != wanted || came.contains(&200) == is_never {
+                problems.push(format!("W1: {delivery:?} was answered {came:?}"));
             }
             let (tries, sent) = (delivery.tries as usize, came.len());
-            if !(tries..=tries + self.cut_off).contains(&sent) {
+            if !(tries..=tries + cut_off).contains(&sent) {
                 problems.push(format!("W2: {id} has {tries} tries, and came {sent} times"));
             }
             counters.add(match (delivery.status, sent > tries) {
@@ -280,11 +376,11 @@ impl Judge<'_> {
     }
 
     /// W1: of one job and one endpoint they come in their order, repetitions aside.
-    fn order(&self, all: &BTreeMap<String, DeliveryRecord>, problems: &mut Vec<String>) {
+    fn order(&self, problems: &mut Vec<String>) {
         let mut lines: BTreeMap<(JobId, &str), Vec<i64>> = BTreeMap::new();
         let mut known = BTreeSet::new();
-        for receipt in self.receipts {
-            let Some(record) = all.get(&receipt.webhook_id) else {
+        for receipt in &self.receipts {
+            let Some(record) = self.all.get(&receipt.webhook_id) else {
                 continue;
             };
             if known.insert(&receipt.webhook_id) {
@@ -321,25 +417,15 @@ pub(crate) fn note(journal: &Journal, id: JobId, path: &str) {
     journal.line(&format!("N endpoint {id} {path}"));
 }
 
-/// What the log tells of, deliveries aside, by number.
-fn events(client: &Client) -> BTreeMap<i64, Event> {
-    let (mut events, mut after) = (BTreeMap::new(), 0);
+/// All events of a file.
+pub(crate) fn log(client: &Client) -> Vec<Event> {
+    let (mut log, mut last): (Vec<Event>, _) = (Vec::new(), 0);
     loop {
-        let page = client.events_after(after, 1000).expect("they can be read");
-        let Some(last) = page.last() else {
-            return events;
+        let events = client.events_after(last, 10_000).expect("it can be read");
+        let Some(newest) = events.last() else {
+            return log;
         };
-        after = last.seq;
-        let told = |event: &Event| {
-            !matches!(
-                event.kind,
-                EventKind::WebhookDelivered | EventKind::WebhookFailed
-            )
-        };
-        events.extend(
-            page.into_iter()
-                .filter(told)
-                .map(|event| (event.seq, event)),
-        );
+        last = newest.seq;
+        log.extend(events);
     }
 }

@@ -41,8 +41,8 @@ const FILES: [(u64, &str); 4] = [(1, ""), (2, "-wal"), (4, "-owner"), (8, "-jour
 const DIRECTORY: u64 = 6;
 const JOURNAL: u64 = 7;
 
-/// Reads what the shim wrote down.
-pub(crate) fn read(path: &Path) -> Vec<Step> {
+/// Reads what the shim wrote down: each step, and how long the record was with it.
+pub(crate) fn read(path: &Path) -> Vec<(u64, Step)> {
     let bytes = std::fs::read(path).expect("there is a record");
     let mut rest = &bytes[..];
     let mut steps = Vec::new();
@@ -58,8 +58,9 @@ pub(crate) fn read(path: &Path) -> Vec<Step> {
             break;
         };
         rest = after;
+        let end = u64::try_from(bytes.len() - rest.len()).expect("it fits");
         let is_kept = FILES.iter().any(|(known, _)| *known == file);
-        steps.push(match number(0) {
+        let step = match number(0) {
             3 if file == JOURNAL => Step::Note(data.to_vec()),
             4 if file == DIRECTORY => Step::SyncNames,
             _ if !is_kept => continue,
@@ -74,7 +75,8 @@ pub(crate) fn read(path: &Path) -> Vec<Step> {
             6 => Step::Unlink(file),
             9 => Step::SyncFailed(file),
             other => panic!("what is a call of kind {other}?"),
-        });
+        };
+        steps.push((end, step));
     }
     steps
 }

@@ -168,18 +168,15 @@ fn delivered(
     problems: &mut Vec<String>,
 ) {
     let client = Client::open(dir.join("jobs.db")).expect("it could be opened before");
-    let receipts = receiver.take();
-    let judge = Judge {
-        client: &client,
-        receipts: &receipts,
-        // A process that went on until all was over has recorded all that it sent.
-        cut_off: usize::from(case.ending == Ending::Never),
-    };
-    let found = judge.problems(dir, counters);
+    let log = deliveries::log(&client);
+    let judge = Judge::new(&client, &log, receiver.take());
+    // A process that went on until all was over has recorded all that it sent.
+    let cut_off = usize::from(case.ending == Ending::Never);
+    let found = judge.at_the_end(dir, cut_off, counters);
     if !found.is_empty() {
         problems.extend(found);
         let line = |receipt: &Receipt| format!("came: {receipt}");
-        problems.extend(receipts.iter().map(line));
+        problems.extend(judge.receipts.iter().map(line));
     }
 }
 

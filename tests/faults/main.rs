@@ -17,7 +17,9 @@
 //!
 //! The same library writes down what a mixed load writes and syncs. Then the file is opened as it may be after a power cut: see
 //! `disk` for what may be. It opens, the check finds nothing, its log is a beginning of what the log became, and with
-//! `Durability::Full` everything is there that was acknowledged before the cut. The long form is `prove -- power`.
+//! `Durability::Full` everything is there that was acknowledged before the cut, or told to a receiver. In a share of the files a queue
+//! then lets everything end: it charges no job for the cut, and tells each that was running of it. See `cut` for what must be so.
+//! The long form is `prove -- power`.
 //!
 //! And the n-th thread cannot be started: see `threads`.
 //!
@@ -34,6 +36,7 @@
 #[path = "../kill9/counters.rs"]
 #[allow(dead_code, reason = "shared with other proofs")]
 mod counters;
+mod cut;
 mod deliveries;
 mod disk;
 #[path = "../kill9/history.rs"]
@@ -167,6 +170,8 @@ fn no_power_cut_loses_what_was_acknowledged() {
         assert!(problems.is_empty(), "{SEED}={seed}\n{problems}");
     }
     println!("{counters}");
+    let never = counters.never(&power::SEEN);
+    assert!(never.is_empty(), "{SEED}={seed}: never: {never:?}");
 }
 
 /// The bug: the sync of a commit failed while a client had the file open. The caller was told that nothing was stored, but the pages

@@ -27,7 +27,6 @@ pub(crate) struct Receipt {
     pub(crate) body: String,
     pub(crate) status: u16,
     /// How long the record was when it came: what stands in it up to there happened before.
-    #[allow(dead_code, reason = "for power cuts")]
     pub(crate) recorded: u64,
 }
 
@@ -69,7 +68,6 @@ impl Receiver {
         Receiver::listen(Manners::default())
     }
 
-    #[allow(dead_code, reason = "for power cuts")]
     /// One that notes how long the file `record` is at each request.
     pub(crate) fn beside(record: PathBuf) -> Receiver {
         Receiver::listen(Manners {

@@ -123,7 +123,7 @@ pub(crate) fn child(told: &str) -> ! {
         tags: 0,
         is_unreadable: false,
         heard: Arc::default(),
-        port: deliveries::port(),
+        port: deliveries::port().filter(|_| scenario == S::Deliver),
     };
     if how == "template" {
         story.prepare();
