@@ -76,6 +76,21 @@ const RECORDS: u64 = 4;
 /// How long the sample goes on.
 const SAMPLE: Duration = Duration::from_secs(8);
 
+/// What the small scenarios fail in for sure: else nothing stood between the queue and the system.
+const FAILED: [&str; 9] = [
+    "failed first: open db",
+    "failed first: open directory",
+    "failed first: open wal",
+    "failed first: read db",
+    "failed first: read wal",
+    "failed first: write wal",
+    "failed first: sync wal",
+    "failed first: sync directory",
+    "failed first: write owner",
+];
+/// The small scenarios alone have more.
+const CASES_MIN: u64 = 250;
+
 fn seed() -> u64 {
     let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
     let seed = rounds::number(SEED).unwrap_or(clock % 1_000_000);
@@ -90,10 +105,11 @@ fn no_failed_call_loses_a_job_or_repeats_what_was_done() {
     }
     let seed = seed();
     let Some(bench) = Bench::new() else { return };
-    let (mut counters, mut cases) = (Counters::default(), 0);
+    let (mut counters, mut cases, mut failed) = (Counters::default(), 0, 0);
     let mut run = |case: Case| {
         cases += 1;
         let ended = bench.run(case, &mut counters);
+        failed += u64::from(ended.was_reached);
         let problems = ended.problems.join("\n");
         assert!(problems.is_empty(), "{SEED}={seed}\n{problems}");
         ended
@@ -113,7 +129,13 @@ fn no_failed_call_loses_a_job_or_repeats_what_was_done() {
         case.at = 1 + random.below(most);
         run(case);
     }
-    println!("{cases} cases: {counters}");
+    println!("{cases} cases, in {failed} of them something failed: {counters}");
+    let never = counters.never(&FAILED);
+    assert!(never.is_empty(), "{SEED}={seed}: never: {never:?}");
+    assert!(
+        cases >= CASES_MIN && failed >= cases / 2,
+        "{SEED}={seed}: only {cases} cases, and in {failed} of them something failed"
+    );
 }
 
 /// Deliveries have many calls: each so many-th of them fails, from one by chance on.
