@@ -25,17 +25,35 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Goes on where the last run was stopped, or ends the process and says why it cannot.
     pub(crate) fn open(proof: &str, arguments: &Arguments) -> Progress {
+        let mut progress = Progress::new(proof, arguments);
+        if arguments.fresh {
+            std::fs::remove_file(&progress.path).ok();
+        }
+        if let Err(problem) = progress.load(arguments.seed) {
+            eprintln!("{proof}: {}: {problem}", progress.path.display());
+            std::process::exit(2);
+        }
+        progress.announce(proof);
+        progress
+    }
+
+    /// One that cannot go on where it was stopped.
+    #[allow(dead_code, reason = "only the soak is one, with the feature `http`")]
+    pub(crate) fn begin(proof: &str, arguments: &Arguments) -> Progress {
+        let progress = Progress::new(proof, arguments);
+        progress.announce(proof);
+        progress
+    }
+
+    fn new(proof: &str, arguments: &Arguments) -> Progress {
         let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
         let dir = PathBuf::from(target).join("prove");
         std::fs::create_dir_all(&dir).expect("a directory can be made");
-        let path = dir.join(proof);
-        if arguments.fresh {
-            std::fs::remove_file(&path).ok();
-        }
         let clock = stepwell::Timestamp::now().as_millis().unsigned_abs();
-        let mut progress = Progress {
-            path,
+        Progress {
+            path: dir.join(proof),
             seed: arguments.seed.unwrap_or(clock % 1_000_000),
             done: 0,
             before: 0,
@@ -43,30 +61,27 @@ impl Progress {
             told: Instant::now(),
             counters: Counters::default(),
             commit: run("git", &["describe", "--always", "--dirty"]),
-        };
-        progress.load();
-        println!(
-            "{proof}: seed {}, {} done before",
-            progress.seed, progress.done
-        );
-        progress
+        }
     }
 
-    /// One that cannot go on where it was stopped.
-    #[allow(dead_code, reason = "only the soak is one, with the feature `http`")]
-    pub(crate) fn begin(proof: &str, arguments: &Arguments) -> Progress {
-        let mut progress = Progress::open(proof, arguments);
-        (progress.done, progress.before) = (0, 0);
-        progress.counters = Counters::default();
-        progress
+    fn announce(&self, proof: &str) {
+        let (seed, done, commit) = (self.seed, self.done, &self.commit);
+        println!("{proof}: commit {commit}, seed {seed}, {done} done before");
     }
 
-    /// Lines of a number and a name.
-    fn load(&mut self) {
+    /// Lines of a number, or the commit, and a name. One row is of one commit and one seed: what other runs have done is not added to.
+    fn load(&mut self, asked_seed: Option<u64>) -> Result<(), String> {
         let Ok(text) = std::fs::read_to_string(&self.path) else {
-            return;
+            return Ok(());
         };
+        let mut begun_by = "";
         for line in text.lines() {
+            // Without git it is empty.
+            let (value, name) = line.trim_end().split_once(' ').expect("a value and a name");
+            if name == "COMMIT" {
+                begun_by = value;
+                continue;
+            }
             let (number, name) = line.trim().split_once(' ').expect("a number and a name");
             let number = number.parse().expect("a number");
             match name {
@@ -76,11 +91,28 @@ impl Progress {
                 _ => self.counters.set(name.to_owned(), number),
             }
         }
+        let commit = &self.commit;
+        if begun_by != commit {
+            return Err(format!(
+                "this run was begun by commit {begun_by:?}, and the tree is at {commit:?}: one row cannot tell of both. Go on with that \
+                commit, or begin again with --fresh"
+            ));
+        }
+        match asked_seed.filter(|asked| *asked != self.seed) {
+            None => Ok(()),
+            Some(asked) => Err(format!(
+                "this run was begun with seed {}, and not with {asked}: go on without --seed, or begin again with --fresh",
+                self.seed
+            )),
+        }
     }
 
     pub(crate) fn save(&self) {
         let (seed, done, seconds) = (self.seed, self.done, self.seconds());
-        let head = format!("{seed} SEED\n{done} DONE\n{seconds} SECONDS");
+        let head = format!(
+            "{} COMMIT\n{seed} SEED\n{done} DONE\n{seconds} SECONDS",
+            self.commit
+        );
         let kept = std::fs::write(&self.path, format!("{head}{}\n", self.counters));
         kept.expect("progress can be kept");
     }
