@@ -10,10 +10,11 @@
 //! scenario is over, or until the process ends. Then the file is checked, what is left in it runs to its end, and all that was
 //! written down is compared with it, as for the kills.
 //!
-//! In one of them deliveries are sent to a receiver in this process, and so outlive the one whose I/O fails: see `deliveries` for what
-//! must come of them.
+//! In one of them deliveries are sent to a receiver in this process, which outlives the one whose I/O fails: see `deliveries` for
+//! what must come of them.
 //!
-//! Here: all n of five small scenarios in one way, a share of the deliveries', and a sample of all. All of it: `cargo run --release --example prove -- io`.
+//! Here: all n of five small scenarios in one way, a share of the deliveries', and a sample of all. All of it:
+//! `cargo run --release --example prove -- io`.
 //!
 //! The same library writes down what a mixed load writes and syncs. Then the file is opened as it may be after a power cut: see
 //! `disk` for what may be. It opens, the check finds nothing, its log is a beginning of what the log became, and with
