@@ -23,6 +23,10 @@ pub(crate) const UNIQUE_KEY_BYTES_MAX: usize = 512;
 pub(crate) const MESSAGE_BYTES_MAX: usize = 8 * 1024;
 /// About 150 frames.
 pub(crate) const BACKTRACE_BYTES_MAX: usize = 16 * 1024;
+/// Longer ones are refused by many servers and proxies.
+pub(crate) const URL_BYTES_MAX: usize = 2048;
+/// What is kept of the answer to a webhook: enough for a message that says what was wrong.
+pub(crate) const ANSWER_BYTES_MAX: usize = 2048;
 /// Errors that are kept of one job: enough for every try of several series.
 pub(crate) const ERRORS_KEPT: usize = 50;
 /// More threads than this are a mistake on any machine that runs SQLite.

@@ -4,13 +4,12 @@ use std::fmt;
 
 use ureq::http::Uri;
 
+use crate::config::URL_BYTES_MAX;
 use crate::delivery::{EndpointSpec, Kinds, shown_url};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::EventKind;
 use crate::new_job::NewJob;
 use crate::webhook::secret::Secret;
-
-const URL_BYTES_MAX: usize = 2048;
 
 /// Where events are sent: a URL, which events, and the keys that sign them.
 ///

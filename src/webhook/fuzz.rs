@@ -8,10 +8,11 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use crate::config::ANSWER_BYTES_MAX;
 use crate::sync::{Mutex, Sender as Sends, spawn, unbounded};
 use crate::time::Timestamp;
 use crate::webhook::schedule::Schedule;
-use crate::webhook::sender::{ANSWER_KEPT, Post, Sender, Sent, Timeouts};
+use crate::webhook::sender::{Post, Sender, Sent, Timeouts};
 
 /// An answer that has not come by then is none.
 const WAIT: Duration = Duration::from_millis(500);
@@ -81,7 +82,7 @@ pub(crate) fn answer(bytes: &[u8]) {
         } => {
             assert!((100..1000).contains(&status), "{status}");
             assert!(
-                answer.len() <= ANSWER_KEPT,
+                answer.len() <= ANSWER_BYTES_MAX,
                 "{} bytes are kept",
                 answer.len()
             );

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use ureq::config::Config;
 use ureq::{Agent, Timeout};
 
+use crate::config::ANSWER_BYTES_MAX;
 use crate::delivery::shown_url;
 use crate::sync::{AtomicBool, Ordering};
 use crate::time::Timestamp;
@@ -17,9 +18,8 @@ use crate::webhook::target::with_query;
 
 /// For the body of an answer, whose status has decided already: a receiver that leaves it open must not hold a thread.
 const BODY_TIME: Duration = Duration::from_secs(1);
-/// What is read of an answer, and what is kept of it.
+/// What is read of an answer; less is kept.
 const ANSWER_READ_MAX: u64 = 64 * 1024;
-pub(super) const ANSWER_KEPT: usize = 2048;
 const HEADERS_MAX: usize = 32 * 1024;
 /// Connections that are kept open for the next delivery, and for how long.
 const IDLE_MAX: usize = 4;
@@ -175,8 +175,9 @@ impl Sender {
 
 /// The beginning of an answer. What is no UTF-8 takes more room as text than it did before.
 fn kept(bytes: &[u8]) -> String {
-    let mut text = String::from_utf8_lossy(&bytes[..bytes.len().min(ANSWER_KEPT)]).into_owned();
-    text.truncate(text.floor_char_boundary(ANSWER_KEPT));
+    let mut text =
+        String::from_utf8_lossy(&bytes[..bytes.len().min(ANSWER_BYTES_MAX)]).into_owned();
+    text.truncate(text.floor_char_boundary(ANSWER_BYTES_MAX));
     text
 }
 
@@ -230,9 +231,9 @@ mod tests {
     #[test]
     fn no_answer_is_kept_longer_than_its_limit() {
         for byte in [b'x', 0xff, 0xc3] {
-            assert!(kept(&[byte; 3000]).len() <= ANSWER_KEPT, "{byte}");
+            assert!(kept(&[byte; 3000]).len() <= ANSWER_BYTES_MAX, "{byte}");
         }
-        assert_eq!(kept(&[b'x'; 3000]).len(), ANSWER_KEPT);
+        assert_eq!(kept(&[b'x'; 3000]).len(), ANSWER_BYTES_MAX);
         assert_eq!(kept(b"word"), "word");
     }
 

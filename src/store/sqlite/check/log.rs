@@ -1,4 +1,4 @@
-//! S8, S9, S10: the log is followed once in its order, and what it says of each job is compared with the job's row. L2.
+//! S8, S9, S10, and for S11 what `ends` asks: the log is followed once in its order, and what it says of each job is compared with the job's row. L2.
 //!
 //! Each change names the one before it of its job. That it is the newest one seen so far, and that the row names the last one, is
 //! the same as saying that the chain from the row back to the creation visits every change of the job: so the chains need no
@@ -14,6 +14,7 @@ use crate::job::{JobId, JobStatus};
 use crate::store::replay::{self, Broken, Logged, Told};
 use crate::store::seam::RUN_MAX;
 use crate::store::sqlite::check::Findings;
+use crate::store::sqlite::check::ends::Ends;
 use crate::store::sqlite::names::Names;
 use crate::store::sqlite::rows::{self, event_columns, job_columns, read};
 use crate::store::{Head, Part};
@@ -41,11 +42,13 @@ pub(super) fn check(conn: &Connection, findings: &mut Findings) -> Result<()> {
         uncommitted: None,
         told: BTreeMap::new(),
         unreadable: HashSet::new(),
+        ends: Ends::default(),
         counters: Counters::of(&Head::default()),
         has_head: true,
     };
     pass.log(conn)?;
-    pass.jobs(conn)
+    pass.jobs(conn)?;
+    pass.ends.compare(conn, pass.oldest, pass.findings)
 }
 
 struct Pass<'f> {
@@ -62,6 +65,7 @@ struct Pass<'f> {
     told: BTreeMap<JobId, Told>,
     /// Jobs with a change that cannot be read: nothing more can be said of them.
     unreadable: HashSet<JobId>,
+    ends: Ends,
     counters: Counters,
     /// Whether the newest row had one that could be read.
     has_head: bool,
@@ -114,6 +118,7 @@ impl Pass<'_> {
     /// Sets the jobs of a row that cannot be read aside.
     fn unreadable(&mut self, span: i64, row: &Row<'_>) -> Result<()> {
         self.counters.is_known = false;
+        self.ends.lose();
         let (first, code): (i64, i64) = (read(row.get(2))?, read(row.get(5))?);
         let events = Change::from_code(code).map_or(span, Change::span);
         let jobs = (span / events.max(1)).clamp(1, RUN_MAX);
@@ -138,6 +143,7 @@ impl Pass<'_> {
             self.findings.add("S8", what);
             return self.unreadable(change.span, row);
         }
+        self.ends.tell(change, self.findings);
         let first = Part {
             job_id: change.job_id,
             seq,

@@ -1,4 +1,4 @@
-//! S1 to S5, S7 and S12 as queries: each answers with what is broken, and with nothing for a sound file. L2.
+//! S1 to S5, S7, S11 and S12 as queries: each answers with what is broken, and with nothing for a sound file. L2.
 //!
 //! They ask the columns themselves and not the types of [`rows`](crate::store::sqlite::rows), so that one damaged value hides no
 //! other. What is asked of another table is asked by its key; each query reads its table once, and none sorts.
@@ -7,7 +7,8 @@ use rusqlite::{Connection, ToSql};
 use serde_json::json;
 
 use crate::config::{
-    BACKTRACE_BYTES_MAX, ERRORS_KEPT, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, UNIQUE_KEY_BYTES_MAX,
+    ANSWER_BYTES_MAX, BACKTRACE_BYTES_MAX, ERRORS_KEPT, MESSAGE_BYTES_MAX, NAME_BYTES_MAX,
+    UNIQUE_KEY_BYTES_MAX, URL_BYTES_MAX,
 };
 use crate::delivery::Kinds;
 use crate::error::{Error, ErrorKind, Result};
@@ -190,6 +191,15 @@ pub(super) const RULES: &[Rule] = &[
         "SELECT 'job ' || id || ': waits and does not' FROM job
         WHERE flags & :waiting <> 0 AND status NOT IN (0, 3) ORDER BY id",
     ),
+    // A phase has failed if it was tried. Without one, a job fails when it is not claimed before its deadline, or when nobody can
+    // plan it: then its error has no phase. Whoever reaches the crash limit was inside a phase.
+    (
+        "S4",
+        "SELECT 'job ' || job.id || ': has failed and no phase of it has, for ' || cause FROM job
+        JOIN job_error ON job_error.id =
+          (SELECT last.id FROM job_error AS last WHERE last.job_id = job.id ORDER BY last.id DESC LIMIT 1)
+        WHERE status = 3 AND phase_attempt = 0 AND cause <> :deadline AND (cause <> :decode OR phase IS NOT NULL) ORDER BY job.id",
+    ),
     // ---- S5: ends and starts ----
     (
         "S5",
@@ -233,6 +243,13 @@ pub(super) const RULES: &[Rule] = &[
         "SELECT 'delivery ' || id || ': its event ' || (id >> 8) || ' is not in the log' FROM delivery
         WHERE id >> 8 >= (SELECT min(seq) FROM event)
           AND (SELECT seq + span FROM event WHERE seq <= delivery.id >> 8 ORDER BY seq DESC LIMIT 1) <= id >> 8 ORDER BY id",
+    ),
+    (
+        "S11",
+        "SELECT 'delivery ' || id || ': endpoint ' || endpoint_id || ' has another one of event ' || (id >> 8) FROM delivery
+        WHERE EXISTS (SELECT 1 FROM delivery AS twin
+          WHERE twin.id >= (delivery.id >> 8) << 8 AND twin.id < delivery.id AND twin.endpoint_id = delivery.endpoint_id)
+        ORDER BY id",
     ),
     (
         "S11",
@@ -307,6 +324,21 @@ pub(super) const RULES: &[Rule] = &[
         "SELECT 'job ' || job_id || ': has ' || count(*) || ' errors' FROM job_error
         GROUP BY job_id HAVING count(*) > :errors_max ORDER BY job_id",
     ),
+    (
+        "S12",
+        "SELECT 'endpoint ' || id || ': url has ' || octet_length(url) || ' bytes' FROM endpoint
+        WHERE octet_length(url) NOT BETWEEN 1 AND :url_max ORDER BY id",
+    ),
+    (
+        "S12",
+        "SELECT 'delivery ' || id || ': url has ' || octet_length(url) || ' bytes' FROM delivery
+        WHERE octet_length(url) NOT BETWEEN 1 AND :url_max ORDER BY id",
+    ),
+    (
+        "S12",
+        "SELECT 'try ' || id || ' of delivery ' || delivery_id || ': answer has ' || octet_length(answer) || ' bytes' FROM delivery_try
+        WHERE octet_length(answer) > :answer_max ORDER BY id",
+    ),
 ];
 
 pub(super) fn check(conn: &Connection, findings: &mut Findings) -> Result<()> {
@@ -366,11 +398,15 @@ impl Parameters {
             (":kinds", Box::new(Kinds::all().0)),
             (":causes", Box::new(json!(ErrorCause::ALL).to_string())),
             (":reasons", Box::new(json!(reasons).to_string())),
+            (":deadline", Box::new(ErrorCause::Deadline.as_str())),
+            (":decode", Box::new(ErrorCause::Decode.as_str())),
             (":key_max", Box::new(limit(UNIQUE_KEY_BYTES_MAX))),
             (":message_max", Box::new(limit(MESSAGE_BYTES_MAX))),
             (":backtrace_max", Box::new(limit(BACKTRACE_BYTES_MAX))),
             (":name_max", Box::new(limit(NAME_BYTES_MAX))),
             (":errors_max", Box::new(limit(ERRORS_KEPT))),
+            (":url_max", Box::new(limit(URL_BYTES_MAX))),
+            (":answer_max", Box::new(limit(ANSWER_BYTES_MAX))),
         ])
     }
 

@@ -5,6 +5,7 @@
 //! reach every query of [`rules`].
 
 mod broken_log;
+mod broken_outbox;
 mod broken_rows;
 
 use std::collections::HashSet;
@@ -351,6 +352,11 @@ fn a_broken_row_is_found_and_named() {
 }
 
 #[test]
+fn a_broken_outbox_is_found_and_named() {
+    assert_found(broken_outbox::WAYS, &FILES[0]);
+}
+
+#[test]
 fn a_broken_log_is_found_and_named() {
     assert_found(broken_log::WAYS, &FILES[0]);
 }
@@ -383,7 +389,7 @@ fn assert_found(ways: &[Way], bytes: &[u8]) {
 #[test]
 fn every_query_is_seen_to_find_something() {
     let mut silent: Vec<&str> = rules::RULES.iter().map(|(_, sql)| *sql).collect();
-    for (_, sql, _) in broken_rows::WAYS {
+    for (_, sql, _) in broken_rows::WAYS.iter().chain(broken_outbox::WAYS) {
         let file = Copy::of(&FILES[0]);
         file.damage(sql);
         let conn = Connection::open(&file.path).expect("a file");

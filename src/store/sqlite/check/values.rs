@@ -10,6 +10,7 @@ use crate::store::sqlite::check::Findings;
 use crate::store::sqlite::rows::read;
 
 const SELECT_TYPES: &str = "SELECT id, name FROM job_type ORDER BY id";
+const SELECT_ENDPOINTS: &str = "SELECT id, name FROM endpoint WHERE name IS NOT NULL ORDER BY id";
 const SELECT_PLANS: &str = "SELECT id, phases FROM plan ORDER BY id";
 /// What is stored as JSON text: what it is, with the number of its row, and the text.
 const SELECT_JSON: [&str; 5] = [
@@ -24,6 +25,10 @@ pub(super) fn check(conn: &Connection, bytes_max: usize, findings: &mut Findings
     each(conn, SELECT_TYPES, findings, |row| {
         let (id, name): (i64, String) = (read(row.get(0))?, read(row.get(1))?);
         Ok(problem(check_name(&format!("job type {id}: name"), &name)))
+    })?;
+    each(conn, SELECT_ENDPOINTS, findings, |row| {
+        let (id, name): (i64, String) = (read(row.get(0))?, read(row.get(1))?);
+        Ok(problem(check_name(&format!("endpoint {id}: name"), &name)))
     })?;
     each(conn, SELECT_PLANS, findings, |row| {
         let (id, phases): (i64, String) = (read(row.get(0))?, read(row.get(1))?);

@@ -334,6 +334,21 @@ pub(super) const WAYS: &[Way] = &[
         "UPDATE job SET flags = 2 WHERE id = 4",
         &["S4 job 4: waits and does not"],
     ),
+    (
+        "failed by its handler, and no phase has failed",
+        "UPDATE job SET phase_attempt = 0 WHERE id = 5",
+        &["S4 job 5: has failed and no phase of it has, for error"],
+    ),
+    (
+        "failed at its crash limit, and no phase was cut off",
+        "UPDATE job SET phase_attempt = 0 WHERE id = 2",
+        &["S4 job 2: has failed and no phase of it has, for crash_limit"],
+    ),
+    (
+        "a phase that cannot decode its input, and has not failed",
+        "UPDATE job_error SET cause = 'decode' WHERE job_id = 17",
+        &["S4 job 17: has failed and no phase of it has, for decode"],
+    ),
     // ---- S5 ----
     (
         "over without an end",
@@ -498,59 +513,5 @@ pub(super) const WAYS: &[Way] = &[
         "a plan without phases",
         "INSERT INTO plan VALUES (3, '[]')",
         &["S12 plan 3: it has no phase"],
-    ),
-    // ---- S11 ----
-    (
-        "a delivery that nobody sends",
-        "INSERT INTO delivery VALUES (22785, 9, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
-        &["S11 delivery 22785: is pending, and its endpoint 9 is gone"],
-    ),
-    (
-        "a delivery that waits for ever",
-        "INSERT INTO endpoint VALUES (1, 'a', 'http://a', 1, '[]', 1, NULL);
-        INSERT INTO delivery VALUES (22785, 1, 19, 0, 'http://a', '{}', 0, 0, NULL, 5, NULL, NULL, NULL)",
-        &["S11 delivery 22785: waits for an earlier one, and there is none"],
-    ),
-    (
-        "a delivery before its turn",
-        "INSERT INTO endpoint VALUES (1, 'a', 'http://a', 1, '[]', 1, NULL);
-        INSERT INTO delivery VALUES (22785, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL),
-          (22786, 1, 19, 0, 'http://a', '{}', 0, 0, 5, 5, NULL, NULL, NULL)",
-        &["S11 delivery 22786: may be sent, and an earlier one of its line is pending"],
-    ),
-    (
-        "a delivery of what never happened, of a kind that does not exist",
-        "INSERT INTO delivery VALUES (25600000, 1, 19, 60, 'http://a', 'x', 1, 1, NULL, 5, 6, 200, NULL)",
-        &[
-            "S11 delivery 25600000: tells of kind 60, which no endpoint can want",
-            "S11 delivery 25600000: its event 100000 is not in the log",
-            "S12 delivery 25600000: body: it is not JSON",
-        ],
-    ),
-    (
-        "a delivery of another job's event",
-        "INSERT INTO delivery VALUES (23041, 1, 19, 0, 'http://a', '{}', 1, 1, NULL, 5, 6, 200, NULL)",
-        &["S11 delivery 23041: tells of job 19, event 90 is of job 20"],
-    ),
-    (
-        "a delivery of another kind than its event",
-        "INSERT INTO delivery VALUES (23041, 1, 20, 8, 'http://a', '{}', 1, 1, NULL, 5, 6, 200, NULL)",
-        &["S11 delivery 23041: tells of kind 8, event 90 is job:created"],
-    ),
-    (
-        "a try of nothing",
-        "INSERT INTO delivery_try VALUES (1, 7, 5, 5, 200, NULL, NULL)",
-        &["S11 try 1: delivery 7 is gone"],
-    ),
-    (
-        "endpoints of jobs that have none",
-        "INSERT INTO job_endpoint VALUES (19, 9), (999, 9); UPDATE job SET flags = flags | 32 WHERE id = 6",
-        &[
-            "S2 job 19: endpoint 9 is not one of a job",
-            "S2 job 999: endpoint 9 is not one of a job",
-            "S2 endpoint 9: belongs to job 999, which is gone",
-            "S2 job 6: has a flag and no endpoint",
-            "S2 job 19: has an endpoint and no flag",
-        ],
     ),
 ];
