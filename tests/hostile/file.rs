@@ -1,15 +1,16 @@
 //! Files that were damaged, or written by somebody who means harm.
 //!
 //! The golden file of this version (`tests/golden`) is changed as the bytes say: bits, rows, values of any type, the schema, the
-//! files beside it. Then it is opened and everything is done with it. An error is fine; a panic, a hang or a thread that dies is
-//! not. Where the check finds nothing, lists, counts and jobs agree: else one of them lies.
+//! files beside it. Then it is opened and everything is done with it. An error is fine; a panic, a hang, a thread that dies or a
+//! call that takes a second is not. Where the check finds nothing, lists, counts and jobs agree: else one of them lies.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::types::Value as Sql;
@@ -26,12 +27,44 @@ const BESIDE: [&str; 3] = ["-wal", "-owner", "-wake"];
 /// Enough to break anything.
 const CHANGES_MAX: usize = 12;
 /// For one change.
-const FORGING_MAX: Duration = Duration::from_secs(2);
+const FORGING_MAX: Duration = Duration::from_millis(500);
+/// No call may take longer, whatever the file says. It is a small one: most take a few milliseconds.
+const CALL_MAX: Duration = Duration::from_secs(1);
+/// A busy machine makes a call slow now and then; a file does so each time.
+const ROUNDS: usize = 3;
 
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
+/// The calls that took too long.
+#[derive(Default)]
+struct Calls(RefCell<Vec<(&'static str, Duration)>>);
+
+impl Calls {
+    fn time<T>(&self, what: &'static str, call: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let answer = call();
+        let took = started.elapsed();
+        if took >= CALL_MAX {
+            self.0.borrow_mut().push((what, took));
+        }
+        answer
+    }
+}
+
 /// One forged file, and everything that can be done with it. One at a time: a panic in any thread is this input's.
 pub(crate) fn use_forged(bytes: &[u8]) {
+    let mut slow = Vec::new();
+    for _ in 0..ROUNDS {
+        let Calls(calls) = use_once(bytes);
+        if calls.borrow().is_empty() {
+            return;
+        }
+        slow.push(calls.into_inner());
+    }
+    panic!("calls take too long, in each of {ROUNDS} rounds: {slow:?}");
+}
+
+fn use_once(bytes: &[u8]) -> Calls {
     static WATCHED: Once = Once::new();
     WATCHED.call_once(|| {
         let shown = std::panic::take_hook();
@@ -51,16 +84,19 @@ pub(crate) fn use_forged(bytes: &[u8]) {
         }
         change(&path, &mut bytes);
     }
+    let calls = Calls::default();
     let mut new = None;
-    if let Ok(queue) = open(&path) {
-        new = use_queue(&queue);
+    if let Ok(queue) = calls.time("open", || open(&path)) {
+        new = use_queue(&queue, &calls);
         assert_eq!(queue.health().poisoned, None);
-        queue.shutdown(Duration::from_millis(200)).ok();
+        let shutdown = || queue.shutdown(Duration::from_millis(200));
+        calls.time("shutdown", shutdown).ok();
     }
-    if let Ok(client) = Client::open(&path) {
-        client.stats().ok();
-        if client.check().is_ok_and(|broken| broken.is_empty()) {
-            let judged = judge(&client, new);
+    if let Ok(client) = calls.time("Client::open", || Client::open(&path)) {
+        calls.time("Client::stats", || client.stats()).ok();
+        let checked = calls.time("Client::check", || client.check());
+        if checked.is_ok_and(|broken| broken.is_empty()) {
+            let judged = judge(&client, new, &calls);
             let kind = judged.as_ref().map_err(Error::kind).err();
             assert!(
                 matches!(kind, None | Some(ErrorKind::Corrupt)),
@@ -73,6 +109,7 @@ pub(crate) fn use_forged(bytes: &[u8]) {
         panics,
         "a thread has panicked"
     );
+    calls
 }
 
 /// One change. What cannot be done, on a file that is broken already, is left.
@@ -298,48 +335,51 @@ fn open(path: &Path) -> stepwell::Result<JobQueue> {
 }
 
 /// Everything that can be asked; what the answers are is not the question. Returns the job that it was told is new.
-fn use_queue(queue: &JobQueue) -> Option<JobId> {
+fn use_queue(queue: &JobQueue, calls: &Calls) -> Option<JobId> {
     let job =
         || Ok::<_, stepwell::Error>(NewJob::new("import", &1)?.unique_key("live", While::Live));
-    let new = job().and_then(|job| queue.enqueue_job(job));
-    queue.resume().ok();
-    queue.check().ok();
-    queue.stats().ok();
-    queue.events_after(0, 1000).ok();
-    queue.endpoints().ok();
+    let enqueue = || job().and_then(|job| queue.enqueue_job(job));
+    let new = calls.time("enqueue", enqueue);
+    calls.time("resume", || queue.resume()).ok();
+    calls.time("check", || queue.check()).ok();
+    calls.time("stats", || queue.stats()).ok();
+    calls.time("events", || queue.events_after(0, 1000)).ok();
+    calls.time("endpoints", || queue.endpoints()).ok();
     let query = DeliveryQuery::new();
-    for delivery in queue
-        .deliveries(&query)
-        .into_iter()
-        .flat_map(|page| page.deliveries)
-    {
-        queue.delivery(delivery.id).ok();
-        queue.redeliver(delivery.id).ok();
+    let page = calls.time("deliveries", || queue.deliveries(&query));
+    for delivery in page.into_iter().flat_map(|page| page.deliveries) {
+        calls.time("delivery", || queue.delivery(delivery.id)).ok();
+        let redeliver = || queue.redeliver(delivery.id);
+        calls.time("redeliver", redeliver).ok();
     }
     for status in JobStatus::ALL {
-        let page = queue.list(&ListFilter::new().status(status).limit(4));
+        let filter = ListFilter::new().status(status).limit(4);
+        let page = calls.time("list", || queue.list(&filter));
         for summary in page.into_iter().flat_map(|page| page.jobs) {
             let id = summary.id;
-            queue.get(id).ok();
-            queue.events_of(id).ok();
-            queue.explain(id).ok();
+            calls.time("get", || queue.get(id)).ok();
+            calls.time("events of a job", || queue.events_of(id)).ok();
+            calls.time("explain", || queue.explain(id)).ok();
             match status {
-                JobStatus::Pending | JobStatus::Running => drop(queue.cancel(id)),
-                JobStatus::Failed | JobStatus::Cancelled => {
-                    drop(queue.retry(id, RetryFrom::Failed))
+                JobStatus::Pending | JobStatus::Running => {
+                    drop(calls.time("cancel", || queue.cancel(id)));
                 }
-                JobStatus::Completed => drop(queue.delete(id)),
+                JobStatus::Failed | JobStatus::Cancelled => {
+                    drop(calls.time("retry", || queue.retry(id, RetryFrom::Failed)));
+                }
+                JobStatus::Completed => drop(calls.time("delete", || queue.delete(id))),
             }
         }
     }
     let new = new.ok()?;
-    queue.wait(new.id, Duration::from_millis(50)).ok();
+    let wait = || queue.wait(new.id, Duration::from_millis(50));
+    calls.time("wait", wait).ok();
     new.is_new.then_some(new.id)
 }
 
 /// A file in which the check finds nothing says the same whichever way it is asked. What cannot be read is no lie: flipped bits in a
 /// text are found when it is read.
-fn judge(client: &Client, new: Option<JobId>) -> stepwell::Result<()> {
+fn judge(client: &Client, new: Option<JobId>, calls: &Calls) -> stepwell::Result<()> {
     let stats = client.stats()?;
     let mut known = BTreeMap::new();
     for (status, count) in [
@@ -352,11 +392,11 @@ fn judge(client: &Client, new: Option<JobId>) -> stepwell::Result<()> {
         let mut filter = ListFilter::new().status(status).limit(1000);
         let mut listed = 0;
         loop {
-            let page = client.list(&filter)?;
+            let page = calls.time("Client::list", || client.list(&filter))?;
             for summary in page.jobs {
                 listed += 1;
                 assert_eq!(summary.status, status);
-                let job = client.get(summary.id)?;
+                let job = calls.time("Client::get", || client.get(summary.id))?;
                 let job = job.expect("it was listed");
                 assert_eq!((job.id, job.status), (summary.id, status));
                 assert_eq!(job.job_type, summary.job_type);
@@ -371,7 +411,7 @@ fn judge(client: &Client, new: Option<JobId>) -> stepwell::Result<()> {
     }
     let mut last = 0;
     loop {
-        let events = client.events_after(last, 1000)?;
+        let events = calls.time("Client::events_after", || client.events_after(last, 1000))?;
         let Some(newest) = events.last() else { break };
         assert!(events.is_sorted_by(|one, next| one.seq < next.seq));
         assert!(events[0].seq > last && newest.seq <= stats.head_seq);
@@ -381,7 +421,7 @@ fn judge(client: &Client, new: Option<JobId>) -> stepwell::Result<()> {
     match known.get(&id) {
         Some(job) => assert_eq!((&*job.job_type, &job.input), ("import", &json!(1))),
         None => {
-            let events = client.events_of(id)?;
+            let events = calls.time("Client::events_of", || client.events_of(id))?;
             let last = events.last().map(|event| event.kind);
             let is_told = last.is_none_or(|kind| kind == EventKind::Deleted);
             assert!(is_told, "job {id} was acknowledged and is gone: {last:?}");

@@ -4,7 +4,7 @@
 //! something else; a job line that is taken and cannot run.
 //!
 //! The same functions are called by the fuzzer (`fuzz/`). Here they get the inputs that it has found (`fuzz/corpus`) and some
-//! made from seeds. A watchdog ends a test that hangs; how long an input takes is not judged.
+//! made from seeds. A watchdog ends what never returns; how long a call on a forged file takes is judged where it is made.
 #![allow(clippy::disallowed_methods, reason = "tests with threads and a clock")]
 
 #[path = "../../examples/runner/job_line.rs"]
@@ -21,7 +21,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// No input takes a hundredth of this.
+/// For a call that never returns; one that takes a second is noticed before (`file`).
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 /// Files made from seeds, beside those of the corpus.
 const SEEDS: u64 = 40;
