@@ -3,9 +3,9 @@
 //! What it would catch: a change of the schema or of what a row means that an older file does not survive; a result, an error, an
 //! event or a delivery that reads differently than before; work that an older version left and this one does not finish.
 //!
-//! `NAME.queue` is the file as a process of that version left it when it died, `NAME.json` what that version read in it. More
-//! may be read today, but nothing else. Files of released versions stay for ever. As long as a version is not released, its file
-//! is made anew after a change of the schema:
+//! `NAME.queue` is the file as a process of that version left it when it died, `NAME.owner` what it had noted of itself beside it,
+//! `NAME.json` what that version read. More may be read today, but nothing else. Files of released versions stay for ever. As long as
+//! a version is not released, its file is made anew after a change of the schema:
 //!
 //! ```text
 //! cargo run --example prove -- golden
@@ -17,6 +17,9 @@
 )]
 
 mod content;
+mod crash;
+mod keys;
+mod signed;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,7 +27,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use stepwell::testing::FakeClock;
 use stepwell::{
-    Client, Delivery, DeliveryQuery, DeliveryStatus, JobQueue, JobStatus, JobType, Phase,
+    Client, Delivery, DeliveryQuery, DeliveryStatus, JobId, JobQueue, JobStatus, JobType, Phase,
     Retention, Timestamp, webhook::WebhookConfig,
 };
 
@@ -40,10 +43,11 @@ fn known(version: &str) -> Value {
     serde_json::from_str(&text.expect("it is there")).expect("it is JSON")
 }
 
-/// A copy, since opening changes a file.
+/// A copy, since opening changes a file. Its process died with its machine: this one was started later.
 fn copy(version: &str, dir: &Path) -> PathBuf {
     let path = dir.join(format!("{version}.db"));
     std::fs::copy(folder().join(format!("{version}.queue")), &path).expect("it can be copied");
+    crash::note(version, &path, "an earlier start of the machine");
     path
 }
 
@@ -78,8 +82,16 @@ fn a_file_of_each_version_is_sound_and_says_what_it_said() {
             "{version}"
         );
         let mut found = Vec::new();
-        differs(&known(version), &content::read(&path), "", &mut found);
+        let known = known(version);
+        differs(&known, &content::read(&path), "", &mut found);
         assert!(found.is_empty(), "{version}:\n{}", found.join("\n"));
+        for job in known["jobs"].as_array().expect("a list") {
+            // Found by the links of the log, unlike those above.
+            let history = client.events_of(id_of(job)).expect("it can be read");
+            let events = known["events"].as_array().expect("a list").iter();
+            let expected: Vec<_> = events.filter(|it| it["job_id"] == job["id"]).collect();
+            assert_eq!(json!(history), json!(expected), "{version}: {}", job["id"]);
+        }
     }
 }
 
@@ -98,8 +110,8 @@ fn the_newest_file_has_one_of_everything() {
     }
     let kinds = all("events", "/event");
     for kind in stepwell::EventKind::ALL {
-        // Progress is not kept; an interruption is recorded by the process that comes after.
-        let is_kept = !["job:progress", "job:interrupted"].contains(&kind.as_str());
+        // Progress is not kept.
+        let is_kept = kind.as_str() != "job:progress";
         assert_eq!(kinds.contains(&kind.to_string()), is_kept, "{kind}");
     }
     let statuses = all("deliveries", "/delivery/status");
@@ -109,6 +121,25 @@ fn the_newest_file_has_one_of_everything() {
             "no delivery is {status}"
         );
     }
+    let jobs = known["jobs"].as_array().expect("a list");
+    let errors = jobs.iter().flat_map(|job| job["errors"].as_array());
+    let causes: Vec<_> = errors
+        .flatten()
+        .map(|error| error["kind"].as_str())
+        .collect();
+    for cause in [
+        "error",
+        "panic",
+        "timeout",
+        "deadline",
+        "result",
+        "decode",
+        "interrupted",
+        "crash_limit",
+    ] {
+        assert!(causes.contains(&Some(cause)), "no error is {cause}");
+    }
+    assert!(jobs.iter().any(|job| job["crash_count"] == 1));
     let text = known.to_string();
     for part in [
         "large large",
@@ -123,6 +154,26 @@ fn the_newest_file_has_one_of_everything() {
     }
 }
 
+/// What no reader shows: which changes of the log stand for events, and runs.
+#[test]
+fn the_newest_file_has_every_change_and_runs_of_jobs() {
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let path = copy(VERSIONS[VERSIONS.len() - 1], dir.path());
+    let conn = rusqlite::Connection::open(path).expect("it can be opened");
+    let number = |sql: &str| -> i64 {
+        let number = conn.query_row(sql, [], |row| row.get(0));
+        number.expect("it can be read")
+    };
+    assert_eq!(number("SELECT count(DISTINCT change) FROM event"), 17);
+    // Created, cancelled, tried again.
+    for change in [1, 10, 14] {
+        let runs = format!("SELECT count(*) FROM event WHERE change = {change} AND span = 3");
+        assert!(number(&runs) > 0, "no run of change {change}");
+    }
+    let linked = "SELECT count(*) FROM event WHERE change IN (10, 14) AND prev_step = 1";
+    assert_eq!(number(linked), 2, "none is linked to a run before it");
+}
+
 #[test]
 fn the_work_that_each_version_left_is_finished() {
     let dir = tempfile::tempdir().expect("a directory can be made");
@@ -134,7 +185,7 @@ fn the_work_that_each_version_left_is_finished() {
         let is_over = || {
             let stats = queue.stats().expect("it can be read");
             // Those of the file's own endpoints wait until somebody names these again.
-            let of_jobs = ["/bad", "/later"];
+            let of_jobs = ["/bad", "/later", "/signed"];
             let waits = |it: &Delivery| {
                 it.status == DeliveryStatus::Pending
                     && of_jobs.iter().any(|at| it.url.ends_with(at))
@@ -169,7 +220,8 @@ fn open(path: &Path, clock: &FakeClock) -> JobQueue {
         .retention(Retention::forever())
         // Nobody is at those addresses any more.
         .webhooks(WebhookConfig::new().delays([Duration::ZERO; 2]));
-    content::register(&mut builder, || {});
+    content::register(&mut builder, |_| {});
+    content::register_planless(&mut builder);
     const LATER: Phase<Value> = Phase::new("later");
     builder.register(JobType::<Value>::new("later").phase(LATER, |cx| Ok(cx.input().clone())));
     let queue = builder.open().expect("it can be opened");
@@ -180,10 +232,8 @@ fn open(path: &Path, clock: &FakeClock) -> JobQueue {
 
 /// What was over is as it was; what was not, is now, and kept what it had.
 fn finished(queue: &JobQueue, then: &Value, version: &str) {
-    let id = then["id"].as_i64().map(|id| id.to_string()).expect("an id");
-    let job = queue
-        .get(id.parse().expect("an id"))
-        .expect("it can be read");
+    let id = id_of(then);
+    let job = queue.get(id).expect("it can be read");
     let job = json!(job.expect("it is there"));
     let status = then["status"].as_str().expect("a status");
     let mut found = Vec::new();
@@ -207,16 +257,18 @@ fn finished(queue: &JobQueue, then: &Value, version: &str) {
         "{version}: job {id}:\n{}",
         found.join("\n")
     );
-    if then["job_type"] == "stuck" {
+    if then["type"] == "stuck" {
         let result = &job["phases"][1]["result"];
         assert_eq!(
             result["before"],
             json!({"rows": 41}),
             "its checkpoint is lost"
         );
-        assert!(
-            result["interrupted"].is_object(),
-            "it was not told that it was interrupted: {job:#}"
-        );
+        assert_eq!(result["interrupted"]["reason"], "machine_went_down");
+        assert_eq!(job["crash_count"], then["crash_count"], "no fault of its");
     }
+}
+
+fn id_of(job: &Value) -> JobId {
+    JobId::from_i64(job["id"].as_i64().expect("an id"))
 }

@@ -1,9 +1,14 @@
-//! Makes the file that this version leaves to the next ones: jobs of every status, plans, errors, checkpoints, unique keys, pauses,
-//! endpoints and deliveries of every kind, a large input, and a job that was inside its handler when the process died.
+//! Makes the file that this version leaves to the next ones: jobs of every status, every kind of change and error, runs of several jobs,
+//! plans, checkpoints, unique keys, pauses, endpoints with their keys and deliveries of every kind, a large input, a job that was cut
+//! off by a shutdown and by a crash, and two that were inside their handlers when the last process died, with the owner file that
+//! says so.
+//!
+//! Three processes have had the file, one after another: [`past`](Maker::past), [`crash`](Maker::crash), [`present`](Maker::present).
+//! A copy of the files of a queue that is at rest is what kill -9 would have left.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -13,11 +18,11 @@ use serde_json::{Value, json};
 use stepwell::testing::FakeClock;
 use stepwell::webhook::{Endpoint, Secret, WebhookConfig};
 use stepwell::{
-    Delivery, DeliveryQuery, DeliveryStatus, JobId, JobQueue, JobStatus, NewJob, Retention,
-    RetryFrom, Timestamp, While,
+    Builder, BulkAction, Delivery, DeliveryQuery, DeliveryStatus, JobId, JobQueue, JobStatus,
+    ListFilter, NewJob, Retention, RetryFrom, Timestamp, While,
 };
 
-use crate::content::{read, register};
+use crate::content::{AUDIT, NEWER, OLDER, read, register, register_planless};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,13 +66,62 @@ fn wait(what: &str, is: impl Fn() -> bool) {
     }
 }
 
+/// A process that has the file.
 struct Maker {
     queue: JobQueue,
     clock: FakeClock,
     port: u16,
+    /// The types whose handlers have been entered.
+    inside: Receiver<String>,
+    /// Each message lets a handler of those go that wait; none is left when it is dropped.
+    go: Sender<()>,
 }
 
 impl Maker {
+    fn open(path: &Path, clock: &FakeClock, port: u16, types: fn(&mut Builder)) -> Maker {
+        let url = |path: &str| Endpoint::new(&format!("http://127.0.0.1:{port}{path}"));
+        let audit = url("/ok").expect("a URL").secret(secret(AUDIT));
+        let webhooks = WebhookConfig::new()
+            .allow_private("127.0.0.1")
+            .delays([Duration::ZERO, HOUR])
+            .jitter(0.0)
+            .endpoint("audit", audit)
+            .endpoint("gone", url("/gone").expect("a URL"));
+        let mut builder = JobQueue::builder(path)
+            .workers(3)
+            .retention(Retention::forever())
+            .clock(clock)
+            .webhooks(webhooks);
+        types(&mut builder);
+        let (enters, inside) = channel();
+        let (go, goes) = channel::<()>();
+        let goes = Arc::new(Mutex::new(goes));
+        register(&mut builder, move |name| {
+            enters.send(name.to_owned()).ok();
+            if ["stuck", "fragile", "resting"].contains(&name) {
+                goes.lock().expect("nobody panics there").recv().ok();
+            }
+        });
+        Maker {
+            queue: builder.open().expect("the queue can be opened"),
+            clock: clock.clone(),
+            port,
+            inside,
+            go,
+        }
+    }
+
+    fn entered(&self, name: &str) {
+        let entered = self.inside.recv_timeout(PATIENCE);
+        assert_eq!(entered.as_deref(), Ok(name));
+    }
+
+    /// The queue goes on with what is left, and ends.
+    fn end(self) {
+        drop(self.go);
+        self.queue.shutdown(PATIENCE).expect("it ends");
+    }
+
     fn new_job(&self, name: &str, input: &Value) -> NewJob {
         NewJob::new(name, input).expect("it is JSON")
     }
@@ -111,11 +165,15 @@ impl Maker {
         self.queue.wait(dead, PATIENCE).expect("it ends");
         let late = self.new_job("snoozing", &Value::Null).deadline(HOUR / 2);
         let late = self.add(late);
+        let expired = self.new_job("import", &json!({"n": 10})).delay(HOUR);
+        let expired = self.add(expired.deadline(HOUR / 2));
         self.clock.advance(HOUR + HOUR / 2);
         for id in twice {
             self.queue.wait(id, PATIENCE).expect("it ends");
         }
-        self.queue.wait(late, PATIENCE).expect("its deadline comes");
+        for id in [late, expired] {
+            self.queue.wait(id, PATIENCE).expect("its deadline comes");
+        }
         let cancelled = self.add(self.new_job("import", &json!({"n": 4})).delay(HOUR));
         self.queue
             .cancel(cancelled)
@@ -127,22 +185,82 @@ impl Maker {
         self.is_tried(twice[0]);
         let deleted = self.run("import", &json!({"n": 5}));
         self.queue.delete(deleted).expect("it can be deleted");
+        self.faults();
+        self.together();
+        // Nobody knows this type yet, so nobody refuses it.
+        self.add(self.new_job("planless", &Value::Null));
+        self.add(self.new_job("stuck", &json!({"n": 8})));
+        self.entered("stuck");
+        self.settle_deliveries();
+        self.queue.shutdown(Duration::ZERO).ok();
+    }
+
+    /// The errors that no handler returns.
+    fn faults(&self) {
+        self.run("faulty", &json!({"fails": "large"}));
+        self.run("faulty", &json!({"fails": "to be read"}));
+        let slow = self.add(self.new_job("faulty", &json!({"fails": "slow"})));
+        self.entered("faulty");
+        self.clock.advance(Duration::from_secs(61));
+        self.queue.wait(slow, PATIENCE).expect("its time is over");
+        let resting = self.add(self.new_job("resting", &Value::Null));
+        self.entered("resting");
+        self.queue.pause().expect("it can be paused");
+        self.go.send(()).expect("it waits");
+        wait("it rests", || {
+            let job = self.queue.get(resting).expect("it can be read");
+            job.is_some_and(|job| job.status == JobStatus::Pending)
+        });
+        self.queue.resume().expect("it can be resumed");
+        self.queue.wait(resting, PATIENCE).expect("it ends");
+    }
+
+    /// What happens to three jobs at once, each time in one row of the log.
+    fn together(&self) {
+        let three = |name: &str| vec![self.new_job(name, &Value::Null).delay(HOUR); 3];
+        let batch = self.queue.enqueue_all(three("batch"));
+        let batch = batch.expect("they are stored");
+        let all = |action, status| {
+            let done = self.queue.bulk(action, status, Some("batch"), Some(3));
+            done.map(drop).expect("they can be changed");
+        };
+        all(BulkAction::Cancel, JobStatus::Pending);
+        all(BulkAction::Retry(RetryFrom::Start), JobStatus::Cancelled);
+        for job in batch {
+            self.queue.wait(job.id, PATIENCE).expect("it ends");
+        }
+        let held = self.queue.enqueue_all(three("held"));
+        held.map(drop).expect("they are stored");
+    }
+
+    /// One of two jobs must not be inside of a process that dies.
+    fn crash(&self) {
+        self.entered("stuck");
+        let filter = ListFilter::new().job_type("planless");
+        wait("nobody can plan it", || {
+            let page = self.queue.list(&filter).expect("it can be read");
+            page.jobs[0].status == JobStatus::Failed
+        });
+        self.add(self.new_job("fragile", &json!({"n": 9})));
+        self.entered("fragile");
+        self.settle_deliveries();
     }
 
     /// All that is not.
     fn present(&self) {
+        self.entered("stuck");
         let key = |name: &str, hold| {
-            self.new_job("import", &json!({ "key": name }))
+            self.new_job("keyed", &json!({ "key": name }))
                 .delay(HOUR)
                 .unique_key(name, hold)
         };
         self.add(key("queued", While::Queued));
         self.add(key("live", While::Live));
-        let kept = self.add(key("for", While::For(24 * HOUR)));
-        self.queue
-            .cancel(kept)
-            .map(drop)
-            .expect("it can be cancelled");
+        self.add(key("for", While::For(24 * HOUR)));
+        let gone = self.add(key("gone", While::For(24 * HOUR)));
+        let cancelled = self.queue.cancel(gone);
+        cancelled.map(drop).expect("it can be cancelled");
+        self.queue.delete(gone).expect("it can be deleted");
         let important = self
             .new_job("import", &json!({"n": 6}))
             .priority(-7)
@@ -160,11 +278,17 @@ impl Maker {
         self.queue.pause_type("held").expect("it can be paused");
         self.add(self.new_job("held", &Value::Null));
         self.add(self.new_job("later", &json!("nobody knows this type yet")));
-        let pending = self.add(
-            self.new_job("import", &json!({"n": 7}))
-                .webhook(self.to("/bad")),
-        );
+        let signed = self.to("/signed").secret(secret(NEWER));
+        let pending = self.new_job("import", &json!({"n": 7}));
+        let pending = pending.webhook(self.to("/bad"));
+        let pending = self.add(pending.webhook(signed.also_secret(secret(OLDER))));
         self.queue.wait(pending, PATIENCE).expect("it ends");
+        self.settle_deliveries();
+        self.add(self.new_job("fragile", &json!({"n": 11})));
+        self.entered("fragile");
+        self.queue.pause().expect("it can be paused");
+        self.add(self.new_job("import", &json!({"n": 12})));
+        self.settle_deliveries();
     }
 
     /// No delivery is under way: each waits for its time, for the one ahead of it, or for an endpoint that is disabled.
@@ -182,64 +306,56 @@ impl Maker {
     }
 }
 
-/// Writes `NAME.queue` and `NAME.json` into `dir`.
+fn secret(text: &str) -> Secret {
+    Secret::parse(text).expect("a secret")
+}
+
+/// Writes `NAME.queue`, `NAME.owner` and `NAME.json` into `dir`.
 pub(crate) fn make(dir: &Path, name: &str) {
     let scratch = tempfile::tempdir().expect("a directory can be made");
-    let path = scratch.path().join("jobs.db");
     let (clock, port) = (FakeClock::new(START), receiver());
-    let url = |path: &str| Endpoint::new(&format!("http://127.0.0.1:{port}{path}")).expect("a URL");
-    let secret = Secret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a secret");
-    let webhooks = WebhookConfig::new()
-        .allow_private("127.0.0.1")
-        .delays([Duration::ZERO, HOUR])
-        .jitter(0.0)
-        .endpoint("audit", url("/ok").secret(secret))
-        .endpoint("gone", url("/gone"));
-    let mut builder = JobQueue::builder(&path)
-        .workers(1)
-        .retention(Retention::forever())
-        .clock(&clock)
-        .webhooks(webhooks);
-    let (inside, is_inside): (Sender<()>, Receiver<()>) = channel();
-    let (go, goes): (Sender<()>, Receiver<()>) = channel();
-    let goes = Arc::new(Mutex::new(goes));
-    register(&mut builder, move || {
-        inside.send(()).expect("the maker waits");
-        goes.lock().expect("one handler").recv().ok();
-    });
-    let queue = builder.open().expect("the queue can be opened");
-    let maker = Maker { queue, clock, port };
+    let first = scratch.path().join("first.db");
+    let maker = Maker::open(&first, &clock, port, |_| {});
     maker.past();
+    drop(maker);
+    let maker = Maker::open(&first, &clock, port, register_planless);
+    maker.crash();
+    let second = scratch.path().join("second.db");
+    image(&first, &second);
+    maker.end();
+    let maker = Maker::open(&second, &clock, port, register_planless);
     maker.present();
-    maker.settle_deliveries();
-    maker.add(maker.new_job("stuck", &json!({"n": 8})));
-    is_inside.recv().expect("the handler is entered");
-    maker.queue.pause().expect("it can be paused");
-    maker.add(maker.new_job("import", &json!({"n": 9})));
-    maker.settle_deliveries();
-    let file = dir.join(format!("{name}.queue"));
-    image(&path, &file);
-    drop(go);
-    maker.queue.shutdown(PATIENCE).expect("it ends");
-    let read_from = scratch.path().join("read.db");
-    std::fs::copy(&file, &read_from).expect("it can be copied");
-    let text = serde_json::to_string_pretty(&read(&read_from)).expect("it is JSON");
+    let last = scratch.path().join("last.db");
+    image(&second, &last);
+    maker.end();
+    fold(&last);
+    for (from, to) in [("", "queue"), ("-owner", "owner")] {
+        let to = dir.join(format!("{name}.{to}"));
+        std::fs::copy(beside(&last, from), to).expect("it can be copied");
+    }
+    let text = serde_json::to_string_pretty(&read(&last)).expect("it is JSON");
     std::fs::write(dir.join(format!("{name}.json")), text + "\n").expect("it can be written");
 }
 
-/// The file as a process leaves it that dies now, its log folded in.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
+}
+
+/// The files as a process leaves them that dies now.
 fn image(from: &Path, to: &Path) {
-    for end in ["", "-wal"] {
-        let name = |path: &Path| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(end);
-            name
-        };
-        // Another process copies: one that opened and closed the file here would take the queue's locks away.
-        let copied = Command::new("cp").arg(name(from)).arg(name(to)).status();
+    for end in ["", "-wal", "-owner"] {
+        // Another process copies: one that opened and closed the files here would take the queue's locks away.
+        let mut copy = Command::new("cp");
+        let copied = copy.arg(beside(from, end)).arg(beside(to, end)).status();
         assert!(copied.is_ok_and(|status| status.success()), "cp has failed");
     }
-    let folded = rusqlite::Connection::open(to).expect("it can be opened");
+}
+
+/// Takes the log beside the file into it.
+fn fold(path: &Path) {
+    let folded = rusqlite::Connection::open(path).expect("it can be opened");
     folded
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         .expect("the log can be folded in");
