@@ -1,7 +1,8 @@
 //! Files of released versions, opened by this one.
 //!
 //! What it would catch: a change of the schema or of what a row means that an older file does not survive; a result, an error, an
-//! event or a delivery that reads differently than before; work that an older version left and this one does not finish.
+//! event or a delivery that reads differently than before; work that an older version left and this one does not finish; a unique key
+//! that holds for another time, a secret that does not sign, a crash of the older version's process that is not charged.
 //!
 //! `NAME.queue` is the file as a process of that version left it when it died, `NAME.owner` what it had noted of itself beside it,
 //! `NAME.json` what that version read. More may be read today, but nothing else. Files of released versions stay for ever. As long as
