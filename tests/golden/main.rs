@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use stepwell::testing::FakeClock;
 use stepwell::{
-    Client, Delivery, DeliveryQuery, DeliveryStatus, JobId, JobQueue, JobStatus, JobType, Phase,
-    Retention, Timestamp, webhook::WebhookConfig,
+    Client, Delivery, DeliveryQuery, DeliveryStatus, ErrorCause, InterruptionReason, JobId,
+    JobQueue, JobStatus, JobType, Phase, Retention, Timestamp, webhook::WebhookConfig,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -152,6 +152,43 @@ fn the_newest_file_has_one_of_everything() {
         "410",
     ] {
         assert!(text.contains(part), "{part} is missing");
+    }
+}
+
+/// The words that are compared above may have changed places: here the errors are told by what has happened.
+#[test]
+fn the_errors_of_each_version_mean_what_they_meant() {
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    for version in VERSIONS {
+        let client = Client::open(copy(version, dir.path())).expect("it can be opened");
+        let known = known(version);
+        let of = |name: &str, fails: Value| {
+            let mut jobs = known["jobs"].as_array().expect("a list").iter();
+            let job = jobs.find(|job| {
+                let has_failed = job["errors"].as_array().is_some_and(|it| !it.is_empty());
+                job["type"] == name && job["input"]["fails"] == fails && has_failed
+            });
+            let job = client.get(id_of(job.expect("it is there")));
+            job.expect("it can be read").expect("it is there")
+        };
+        for (name, fails, cause) in [
+            ("import", json!("for good"), ErrorCause::Error),
+            ("import", json!("panic"), ErrorCause::Panic),
+            ("faulty", json!("slow"), ErrorCause::Timeout),
+            ("faulty", json!("large"), ErrorCause::Result),
+            ("faulty", json!("to be read"), ErrorCause::Decode),
+            ("planless", Value::Null, ErrorCause::Decode),
+            ("snoozing", Value::Null, ErrorCause::Deadline),
+            ("stuck", Value::Null, ErrorCause::Interrupted),
+            ("fragile", Value::Null, ErrorCause::CrashLimit),
+        ] {
+            let job = of(name, fails);
+            let last = job.errors.last().map(|error| error.kind);
+            assert_eq!(last, Some(cause), "{version}: {job:?}");
+        }
+        let interruption = of("stuck", Value::Null).interruption;
+        let reason = interruption.map(|it| it.reason);
+        assert_eq!(reason, Some(InterruptionReason::ProcessDied), "{version}");
     }
 }
 
