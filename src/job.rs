@@ -345,16 +345,20 @@ pub enum InterruptionReason {
     Shutdown,
     /// The queue or the job type was paused.
     Paused,
+    /// Its planned type has other phases now than the job was stored with: it was given back before the handler was entered,
+    /// to go on by them.
+    Replanned,
 }
 
 json::name!(InterruptionReason);
 
 impl InterruptionReason {
-    pub(crate) const ALL: [InterruptionReason; 4] = [
+    pub(crate) const ALL: [InterruptionReason; 5] = [
         InterruptionReason::ProcessDied,
         InterruptionReason::MachineWentDown,
         InterruptionReason::Shutdown,
         InterruptionReason::Paused,
+        InterruptionReason::Replanned,
     ];
 
     /// The name on the wire, for example `process_died`.
@@ -365,6 +369,7 @@ impl InterruptionReason {
             InterruptionReason::MachineWentDown => "machine_went_down",
             InterruptionReason::Shutdown => "shutdown",
             InterruptionReason::Paused => "paused",
+            InterruptionReason::Replanned => "replanned",
         }
     }
 

@@ -164,7 +164,8 @@ impl NewJob {
     }
 
     /// The phases of this job, for a planned type that the enqueueing process has not registered. Defaults to what the
-    /// registered type says; a job that no one could plan is planned when it is claimed.
+    /// registered type says; a job that no one could plan is planned when it is claimed. The process that runs the job has the
+    /// last word: when its type has other phases, or other versions of them, the job goes on by those.
     #[must_use]
     pub fn phases(mut self, phases: impl IntoIterator<Item = PhaseName>) -> NewJob {
         self.phases = Some(phases.into_iter().collect());

@@ -415,7 +415,8 @@ fn interrupted(
         InterruptionReason::ProcessDied => entered,
         InterruptionReason::MachineWentDown
         | InterruptionReason::Shutdown
-        | InterruptionReason::Paused => false,
+        | InterruptionReason::Paused
+        | InterruptionReason::Replanned => false,
     };
     let mut after = uncharged(job, now);
     if entered {

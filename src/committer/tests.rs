@@ -23,6 +23,7 @@ fn settled(job: i64, epoch: i64) -> Op {
         result: None,
         error: None,
         is_from: Source::Handler,
+        plan: None,
     })
 }
 

@@ -1,7 +1,5 @@
 //! What becomes of claims: begun, gone on with, ended, given back. L3.
 
-use std::sync::Arc;
-
 use crate::engine::Engine;
 use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus};
 use crate::live::{Alarm, Due, Left, Offer, Replace, Returned, Run};
@@ -34,6 +32,9 @@ impl Engine {
             }
             return None;
         };
+        if settle.plan.is_some() {
+            self.state.lock().replanned.note(row.id);
+        }
         if row.status == JobStatus::Running {
             if let (Some(result), Some(run)) = (&settle.result, self.live.get(row.id, epoch)) {
                 run.remember(settle.phase_index as usize, result);
@@ -102,44 +103,6 @@ impl Engine {
                 );
             }
         }
-    }
-
-    /// Makes the plans of due jobs that have none: those that came from outside. The user's code may be slow and may call the queue,
-    /// which would wait for us: we lead.
-    pub(super) fn plan(&self, unplanned: Vec<(JobId, Arc<str>, String)>) {
-        let is_first = {
-            let mut state = self.state.lock();
-            state.unplanned.extend(unplanned);
-            !std::mem::replace(&mut state.is_planning, true)
-        };
-        let Some(me) = self.me.upgrade().filter(|_| is_first) else {
-            return;
-        };
-        if let Err(error) = me.thread("stepwell-plan", Engine::make_plans) {
-            log::warn!("plans are made with everybody waiting: {error}");
-            self.make_plans();
-        }
-    }
-
-    /// One thread at a time: until there is no job without a plan.
-    fn make_plans(&self) {
-        while let Some((id, job_type, input)) = self.next_unplanned() {
-            let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
-                Some(Ok(resolved)) => Ok(resolved.plan),
-                // Perhaps because of that: it is asked again at the next start.
-                Some(Err(_)) if self.is_stopping() => continue,
-                Some(Err(error)) => Err(error.to_string()),
-                None => Err(format!("job type {job_type:?} is not registered")),
-            };
-            self.committer.post(Op::SetPlan { id, plan });
-        }
-    }
-
-    fn next_unplanned(&self) -> Option<(JobId, Arc<str>, String)> {
-        let mut state = self.state.lock();
-        let next = state.unplanned.pop_front();
-        state.is_planning = next.is_some();
-        next
     }
 
     /// Gives back what was offered of paused types, and of everything while the queue rests.

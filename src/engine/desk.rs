@@ -37,10 +37,21 @@ impl Desk for Engine {
             );
         }
         let started = monotonic();
-        let outcome = self.attempt(&task);
-        self.window.phase_took(started.elapsed());
-        // It may ask the user's code for a delay: the handler is inside until then.
-        let settle = self.settle(&task, outcome);
+        let settle = match self.replanned(&task) {
+            Some(given_back) => {
+                if let Some(recorder) = &self.recorder {
+                    // No handler is entered: a crash from now on is not its fault.
+                    recorder.leave(worker);
+                }
+                given_back
+            }
+            None => {
+                let outcome = self.attempt(&task);
+                self.window.phase_took(started.elapsed());
+                // It may ask the user's code for a delay: the handler is inside until then.
+                self.settle(&task, outcome)
+            }
+        };
         let mut returned = self.live.returned(id, epoch);
         if returned.is_none() {
             // Its claim goes on: the outcome counts, whatever comes up before it is on disk.

@@ -8,6 +8,7 @@ mod claims;
 mod desk;
 mod health;
 mod host;
+mod plans;
 mod services;
 
 use std::collections::{HashSet, VecDeque};
@@ -18,6 +19,7 @@ use crate::bus::Bus;
 use crate::committer::Committer;
 use crate::config::{Config, Location};
 use crate::engine::health::StoreHealth;
+use crate::engine::plans::Replanned;
 use crate::error::panic_message;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
@@ -94,6 +96,7 @@ struct State {
     unplanned: VecDeque<(JobId, Arc<str>, String)>,
     /// Somebody is making plans.
     is_planning: bool,
+    replanned: Replanned,
 }
 
 #[derive(Default)]
@@ -541,6 +544,7 @@ impl State {
             planning: HashSet::new(),
             unplanned: VecDeque::new(),
             is_planning: false,
+            replanned: Replanned::default(),
         }
     }
 

@@ -329,6 +329,12 @@ impl<I: DeserializeOwned + 'static> JobType<I> {
     /// A job type whose phases are computed from each job's input, when it is enqueued and again when it runs: `plan` must
     /// give the same answer for the same input. It is called with no lock held; if it panics, the job cannot be planned. One handler
     /// runs all phases; [`PhaseContext::phase`] tells which.
+    ///
+    /// A new release of the program may plan other phases, or other versions of them. A job that was stored with the old ones is given
+    /// back when its next try begins, before the handler is entered, and goes on by the new ones. No try is charged; its log has a
+    /// `job:interrupted` with the reason `replanned`. Results are kept for the longest beginning of the new phases that has
+    /// them, by name and version; the phase behind it and all after that run. This happens once for a job while the program
+    /// runs: a `plan` that answers otherwise each time is not followed further.
     #[must_use]
     pub fn planned<T: Serialize>(
         name: impl Into<Arc<str>>,

@@ -93,6 +93,8 @@ pub(crate) struct Settle {
     pub(crate) result: Option<String>,
     pub(crate) error: Option<Fault>,
     pub(crate) is_from: Source,
+    /// The phases to go on by, of a job that is given back because its type has others now.
+    pub(crate) plan: Option<Plan>,
 }
 
 /// Who says what became of a phase.
@@ -117,6 +119,7 @@ impl Settle {
             result: None,
             error: None,
             is_from: Source::Handler,
+            plan: None,
         }
     }
 }

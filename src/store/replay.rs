@@ -367,9 +367,10 @@ fn after(before: &Told, logged: &Logged<'_>) -> Option<Told> {
         plan_id: logged.plan_id,
         ..*before
     };
+    let is_replanned = change.data.get("reason") == Some(&Value::from("replanned"));
     let to = |status| Told {
         status,
-        may_go_back: change.change == Change::FailedAndRetrying,
+        may_go_back: change.change == Change::FailedAndRetrying || is_replanned,
         time: time_after(change),
         ..same
     };

@@ -23,6 +23,7 @@ mod pause;
 mod phases;
 mod readers;
 mod release;
+mod replanned;
 mod retention;
 mod retry;
 mod schedule;

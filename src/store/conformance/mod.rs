@@ -142,6 +142,7 @@ cases! {
     replan::a_plan_made_ahead_of_the_claim_leaves_a_phase_to_run,
     replan::an_appended_phase_leaves_results_and_checkpoint_alone,
     replan::a_checkpoint_is_never_seen_by_another_phase,
+    replan::a_job_that_is_given_back_for_another_plan_has_it_in_the_same_commit,
     recover::a_job_inside_a_handler_is_charged_and_hears_of_it,
     recover::a_job_outside_of_a_handler_is_simply_pending_again,
     recover::a_recorder_entry_of_an_older_claim_says_nothing,

@@ -382,10 +382,7 @@ fn attempted(rng: &mut Rng, bench: &Bench) -> Attempted {
 
 fn outcome(rng: &mut Rng, rows: &[JobRow], row: &JobRow, now: Timestamp) -> Op {
     let epoch = row.epoch - i64::from(rng.one_in(10));
-    let tries = match rng.one_in(2) {
-        true => Tries::OfJob { max: 3 },
-        false => Tries::OfPhase { max: 2 },
-    };
+    let tries = rng.pick(&[Tries::OfJob { max: 3 }, Tries::OfPhase { max: 2 }]);
     let delay = rng.ms(3000);
     let input = match rng.below(12) {
         0..=5 => Input::PhaseCompleted {
@@ -417,7 +414,7 @@ fn outcome(rng: &mut Rng, rows: &[JobRow], row: &JobRow, now: Timestamp) -> Op {
         },
         _ => Input::Interrupted {
             epoch,
-            reason: rng.pick(&[InterruptionReason::Shutdown, InterruptionReason::Paused]),
+            reason: rng.pick(&InterruptionReason::ALL[2..]),
             entered: rng.one_in(2),
             max_crashes: 3,
         },
@@ -430,7 +427,10 @@ fn outcome(rng: &mut Rng, rows: &[JobRow], row: &JobRow, now: Timestamp) -> Op {
         message: format!("boom {}", rng.below(1000)),
         backtrace: rng.one_in(3).then(|| "at x".to_owned()),
     });
-    Op::Settle(settle(row, input, now, Some(&result), error))
+    let is_replanned = format!("{input:?}").contains("Replanned");
+    let mut settle = settle(row, input, now, Some(&result), error);
+    settle.plan = is_replanned.then(|| plan(rng.pick(&PLANS)));
+    Op::Settle(settle)
 }
 
 fn bulk(rng: &mut Rng) -> Bulk {

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use crate::job::{JobId, JobStatus};
+use serde_json::json;
+
+use crate::event::EventKind;
+use crate::job::{InterruptionReason, JobId, JobStatus, PhaseName};
+use crate::store::Done;
 use crate::store::conformance::{Bench, again, new_job, plan};
-use crate::store::ops::Op;
-use crate::transition::JobRow;
+use crate::store::ops::{Op, Settle};
+use crate::transition::{Input, JobRow};
 
 /// A job of the phases `a b c` that has done `done` of them, saved a checkpoint in the next one, and waits for its next try.
 fn waiting(bench: &mut Bench, done: usize) -> JobRow {
@@ -119,4 +123,53 @@ pub(super) fn a_checkpoint_is_never_seen_by_another_phase(bench: &mut Bench) {
     let row = bench.complete(&row, "1");
     bench.complete(&row, "1");
     assert_eq!(kept(bench, id), ("1 1 - -".to_owned(), vec![]));
+}
+
+/// A claimed job that its worker gives back, to go on by these phases.
+fn give_back(row: &JobRow, phases: &str) -> Op {
+    let input = Input::Interrupted {
+        epoch: row.epoch,
+        reason: InterruptionReason::Replanned,
+        entered: false,
+        max_crashes: u32::MAX,
+    };
+    Op::Settle(Settle {
+        plan: Some(plan(phases)),
+        ..Settle::void(row, input)
+    })
+}
+
+pub(super) fn a_job_that_is_given_back_for_another_plan_has_it_in_the_same_commit(
+    bench: &mut Bench,
+) {
+    bench.register_as("planned", None, None);
+    let phases = ["a", "b", "c"].map(PhaseName::new);
+    let row = bench.start(new_job("planned").phases(phases));
+    let row = bench.complete(&row, "\"A\"");
+
+    // Claimed anew with its new phases by the commit that gives it back.
+    let request = bench.request();
+    let ops = [give_back(&row, "a b:2")];
+    let committed = bench.commit(&ops, &request).expect("given back");
+    assert!(matches!(committed.answers[0], Ok(Done::Settled(Some(_)))));
+    let claimed = &committed.claims.claimed[0];
+    assert_eq!(claimed.plan, plan("a b:2"));
+    let again = claimed.row;
+    assert_eq!((again.epoch, again.attempt), (row.epoch + 1, row.attempt));
+    assert_eq!((again.phase_index, again.phase_count), (1, 2));
+    assert_eq!(kept(bench, row.id).0, r#""A" - - -"#);
+
+    // The claim that was given back has nothing more to say.
+    let stale = bench.one(give_back(&row, "x")).expect("no failure");
+    assert!(matches!(stale, Done::Settled(None)));
+    assert_eq!(bench.row(row.id), again);
+
+    bench.one(give_back(&again, "a:2 b:2")).expect("given back");
+    let waits = bench.row(row.id);
+    assert_eq!((waits.status, waits.attempt), (JobStatus::Pending, 0));
+    assert_eq!((waits.phase_index, waits.crash_count), (0, 0));
+    assert_eq!(kept(bench, row.id).0, "- - - -");
+    let told = bench.data(row.id, EventKind::Interrupted);
+    let expected = json!({"reason": "replanned", "entered": false, "charged": false});
+    assert_eq!(told, expected);
 }

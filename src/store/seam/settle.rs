@@ -1,4 +1,4 @@
-//! What became of a claimed job: a phase that ended, was cut off or put off, and checkpoints inside one. L2.
+//! What became of a claimed job: a phase that ended, was cut off, put off or given back, and checkpoints inside one. L2.
 
 use std::sync::Arc;
 
@@ -75,7 +75,13 @@ impl Commit<'_> {
             result: settle.result.as_deref(),
             error,
         };
-        let after = self.write(&before, &transition, extra)?;
+        let mut after = self.write(&before, &transition, extra)?;
+        if let (Some(row), Some(plan)) = (&after, &settle.plan)
+            && row.status == JobStatus::Pending
+        {
+            // In this commit: the job never waits with phases that it would be given back for again.
+            after = Some(self.replan(row, plan)?);
+        }
         let has_left = after.is_some_and(|after| after.status != JobStatus::Running);
         if has_left && settle.is_from == Source::Handler {
             self.ended += 1;

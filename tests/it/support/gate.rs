@@ -22,7 +22,12 @@ impl Gate {
 
     /// In a handler: says that it is here, and stays until it is let through. It does not look at its stop flag.
     pub(crate) fn pass<I>(&self, cx: &PhaseContext<I>) {
-        self.came.0.send(cx.job_id()).unwrap();
+        self.stay(cx.job_id());
+    }
+
+    /// As [`Gate::pass`], for what knows no context.
+    pub(crate) fn stay(&self, id: JobId) {
+        self.came.0.send(id).unwrap();
         self.opened
             .1
             .recv_timeout(PATIENCE)
