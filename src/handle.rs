@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::{JobId, JobStatus};
+use crate::json;
 use crate::new_job::{Enqueued, NewJob};
 use crate::requests;
 use crate::time::Timestamp;
@@ -87,7 +88,7 @@ impl<I, O: DeserializeOwned> JobHandle<I, O> {
     /// Do not wait inside a handler: enough of them would leave no worker for the jobs they wait for.
     pub fn wait(&self, id: JobId, timeout: Duration) -> Result<O> {
         let engine = self.engine()?;
-        let job = requests::wait(&engine, id, timeout)?;
+        let job = requests::wait(&engine, id, timeout, |reader, id| reader.outline(id))?;
         let failed =
             |problem: String| Error::new(ErrorKind::Conflict, format!("job {id} {problem}"));
         match job.status {
@@ -109,13 +110,15 @@ impl<I, O: DeserializeOwned> JobHandle<I, O> {
                 return Err(failed("is under way again".to_owned()));
             }
         }
-        let result = job
-            .phases
-            .last()
-            .and_then(|phase| phase.result.clone())
-            .unwrap_or_default();
-        serde_json::from_value(result)
-            .map_err(|error| failed("has a result of another type".to_owned()).with_source(error))
+        // By its text: a number of more than 64 bits has no place in a `Value`.
+        let result = engine
+            .reader
+            .result(id, job.phase_count.saturating_sub(1))?
+            .ok_or_else(|| requests::not_found(id))?;
+        serde_json::from_str(&result).map_err(|error| {
+            let why = json::without_values(&error);
+            failed(format!("has a result of another type: {why}"))
+        })
     }
 }
 

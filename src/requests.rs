@@ -184,8 +184,13 @@ pub(crate) fn unexpected(done: &Done) -> Error {
     )
 }
 
-/// The job, once it is over.
-pub(crate) fn wait(engine: &Engine, id: JobId, timeout: Duration) -> Result<Job> {
+/// The job, once it is over, as `look` reads it.
+pub(crate) fn wait(
+    engine: &Engine,
+    id: JobId,
+    timeout: Duration,
+    look: fn(&dyn Reader, JobId) -> Result<Option<Job>>,
+) -> Result<Job> {
     let started = monotonic();
     loop {
         let left = timeout.saturating_sub(started.elapsed());
@@ -194,7 +199,7 @@ pub(crate) fn wait(engine: &Engine, id: JobId, timeout: Duration) -> Result<Job>
             status = engine.reader.status(id)?;
             Ok::<_, Error>(status.is_none_or(JobStatus::is_terminal))
         })?;
-        let job = engine.reader.job(id)?.ok_or_else(|| not_found(id))?;
+        let job = look(&*engine.reader, id)?.ok_or_else(|| not_found(id))?;
         if job.status.is_terminal() {
             return Ok(job);
         }

@@ -55,7 +55,7 @@ pub(super) fn jobs(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
             && let Some(whole) = site
                 .engine
                 .reader
-                .job(job.id)
+                .outline(job.id)
                 .map_err(|error| failed(&error))?
         {
             shown.insert("error".to_owned(), json!(whole.errors.last()));
@@ -89,7 +89,13 @@ pub(super) fn job(site: &Site, call: &Call<'_>) -> Result<Reply, Answer> {
     };
     let id = call.job_id()?;
     let look = || {
-        let Some(job) = site.engine.reader.job(id)? else {
+        let reader = &site.engine.reader;
+        let found = if site.shows_payloads {
+            reader.job(id)?
+        } else {
+            reader.outline(id)?
+        };
+        let Some(job) = found else {
             return Err(requests::not_found(id));
         };
         let events = requests::events_of(&*site.engine.reader, id)?;

@@ -290,7 +290,7 @@ impl JobQueue {
     /// # Errors
     /// `Timeout` when it is not over by then; `NotFound`; `Closed` when the queue shuts down meanwhile.
     pub fn wait(&self, id: JobId, timeout: Duration) -> Result<Job> {
-        requests::wait(&self.0.engine, id, timeout)
+        requests::wait(&self.0.engine, id, timeout, |reader, id| reader.job(id))
     }
 
     /// Counts of jobs, at a cost that does not depend on them.

@@ -309,6 +309,8 @@ pub(crate) struct Situation {
 pub(crate) trait Reader: outbox::OutboxReader {
     fn head(&self) -> Result<Head>;
     fn job(&self, id: JobId) -> Result<Option<Job>>;
+    /// As [`Reader::job`], but its input and results, which may be large, are not read: null and none stand for them.
+    fn outline(&self, id: JobId) -> Result<Option<Job>>;
     fn status(&self, id: JobId) -> Result<Option<JobStatus>>;
     /// Where a job stands, and the number of its newest claim.
     fn claim(&self, id: JobId) -> Result<Option<(JobStatus, i64)>>;

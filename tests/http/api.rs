@@ -74,6 +74,30 @@ fn a_job_is_shown_without_its_payloads_unless_they_are_to_be_shown() {
     assert_eq!(shown.get("/api/jobs/0").status, 400);
 }
 
+/// The bug: they were read, made values of, and thrown away: 20 MiB of results for a few lines of answer. Damaged ones show
+/// who looks at them.
+#[test]
+fn payloads_that_are_not_shown_are_not_read() {
+    let served = Served::new();
+    let id = served.run(&json!(7));
+    let failed = served.run(&json!({"fail": "boom"}));
+    let sql = "UPDATE job SET input = '}'; UPDATE phase SET result = '}';";
+    let raw = rusqlite::Connection::open(served.dir.path().join("jobs.db")).unwrap();
+    raw.execute_batch("PRAGMA ignore_check_constraints = ON")
+        .unwrap();
+    raw.execute_batch(sql).unwrap();
+    assert!(served.queue.get(id).is_err());
+    let job = served.get(&format!("/api/jobs/{id}")).json();
+    assert_eq!(
+        (&job["status"], &job["phases"][1]["status"]),
+        (&json!("completed"), &json!("completed"))
+    );
+    assert!(job.get("input").is_none() && job["phases"][1].get("result").is_none());
+    let list = served.get("/api/jobs?with=error").json();
+    assert_eq!(list["jobs"][0]["id"], json!(failed));
+    assert_eq!(list["jobs"][0]["error"]["message"], "boom");
+}
+
 /// JavaScript reads these numbers as 9007199254740992 and 1.
 #[test]
 fn payloads_come_as_text_for_readers_that_would_round_them() {

@@ -71,7 +71,7 @@ fn fill(engine: &Arc<Engine>, count: i64) {
                 .expect("it is cancelled");
         } else if !is_waiting {
             let wait = std::time::Duration::from_secs(60);
-            requests::wait(engine, job.id, wait).expect("it ends");
+            requests::wait(engine, job.id, wait, |reader, id| reader.outline(id)).expect("it ends");
         }
     }
     requests::retry(&**engine, enqueued[0].id, RetryFrom::Start).expect("it is retried");

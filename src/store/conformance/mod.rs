@@ -426,7 +426,16 @@ impl Bench {
     }
 
     fn find(&self, id: JobId) -> Option<Job> {
-        self.reader.job(id).expect("a readable job")
+        let job = self.reader.job(id).expect("a readable job");
+        let mut outline = job.clone();
+        if let Some(job) = &mut outline {
+            job.input = serde_json::Value::Null;
+            for phase in &mut job.phases {
+                phase.result = None;
+            }
+        }
+        assert_eq!(self.reader.outline(id).expect("a readable job"), outline);
+        job
     }
 
     fn row(&self, id: JobId) -> JobRow {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::error::Result;
 use crate::event::{LoggedChange, Seq};
 use crate::job::{Job, JobId, JobStatus};
@@ -20,6 +22,17 @@ impl Reader for Shared {
         let data = self.data.lock();
         let row = data.jobs.get(&id);
         row.map(|row| load(&data, row)).transpose()
+    }
+
+    fn outline(&self, id: JobId) -> Result<Option<Job>> {
+        let mut found = self.job(id)?;
+        if let Some(job) = &mut found {
+            job.input = Value::Null;
+            for phase in &mut job.phases {
+                phase.result = None;
+            }
+        }
+        Ok(found)
     }
 
     fn status(&self, id: JobId) -> Result<Option<JobStatus>> {

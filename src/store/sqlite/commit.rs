@@ -442,7 +442,7 @@ impl Rows for Tx<'_> {
     }
 
     fn results(&mut self, id: JobId) -> Result<Vec<(u32, PhaseDone)>> {
-        rows::phases(self.conn, id)
+        rows::phases(self.conn, id, rows::Parts::All)
     }
 
     fn clear_results(&mut self, id: JobId, from_index: u32) -> Result<()> {

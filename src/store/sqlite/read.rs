@@ -15,7 +15,7 @@ use crate::event::{LoggedChange, Seq};
 use crate::job::{Job, JobId, JobStatus};
 use crate::store::sqlite::commit::{COUNT_RUNNING, SELECT_PAUSED};
 use crate::store::sqlite::names::Names;
-use crate::store::sqlite::rows::{self, event_columns, job_columns, phase_key, read};
+use crate::store::sqlite::rows::{self, Parts, event_columns, job_columns, phase_key, read};
 use crate::store::sqlite::{check, errors, open};
 use crate::store::view::{self, StoredError};
 use crate::store::{
@@ -29,6 +29,7 @@ use crate::transition::{Flags, JobRow};
 const IDLE_MAX: usize = 4;
 
 const SELECT_STATUS: &str = "SELECT status FROM job WHERE id = ?1";
+const SELECT_UNIQUE_KEY: &str = "SELECT unique_key FROM job WHERE id = ?1";
 const SELECT_RESULT: &str = "SELECT result FROM phase WHERE id = ?1";
 const SELECT_CHECKPOINT: &str = "SELECT value FROM checkpoint WHERE id = ?1";
 const SELECT_TYPE_ID: &str = "SELECT id FROM job_type WHERE name = ?1";
@@ -144,9 +145,11 @@ impl Readers {
     }
 }
 
+/// The first column of a row, if there is one and it is not null.
 fn text(conn: &Connection, sql: &str, key: i64) -> Result<Option<String>> {
     let mut statement = read(conn.prepare_cached(sql))?;
-    read(statement.query_row([key], |row| row.get(0)).optional())
+    let found = statement.query_row([key], |row| row.get(0)).optional();
+    read(found).map(Option::flatten)
 }
 
 fn type_id(conn: &Connection, name: &str) -> Result<Option<i64>> {
@@ -154,10 +157,17 @@ fn type_id(conn: &Connection, name: &str) -> Result<Option<i64>> {
     read(statement.query_row([name], |row| row.get(0)).optional())
 }
 
-fn load(conn: &Connection, names: &mut Names, row: &JobRow) -> Result<Job> {
-    let (input, unique_key) = rows::input(conn, row.id)?;
-    let input: Value = serde_json::from_str(&input)
-        .map_err(|_| errors::corrupt(rows::table_of(&input), row.id.as_i64(), "input", &input))?;
+fn load(conn: &Connection, names: &mut Names, row: &JobRow, parts: Parts) -> Result<Job> {
+    let (input, unique_key) = match parts {
+        Parts::All => {
+            let (input, unique_key) = rows::input(conn, row.id)?;
+            let input = serde_json::from_str(&input).map_err(|_| {
+                errors::corrupt(rows::table_of(&input), row.id.as_i64(), "input", &input)
+            })?;
+            (input, unique_key)
+        }
+        Parts::Outline => (Value::Null, text(conn, SELECT_UNIQUE_KEY, row.id.as_i64())?),
+    };
     let stored: Vec<StoredError> = if row.flags.has(Flags::ERRORS) {
         rows::errors(conn, row.id, ERRORS_KEPT)?
     } else {
@@ -168,9 +178,19 @@ fn load(conn: &Connection, names: &mut Names, row: &JobRow) -> Result<Job> {
         names.type_name(conn, row.type_id)?,
         &names.plan(conn, row.plan_id)?,
         (input, unique_key),
-        rows::phases(conn, row.id)?,
+        rows::phases(conn, row.id, parts)?,
         stored,
     ))
+}
+
+impl Readers {
+    fn find(&self, id: JobId, parts: Parts) -> Result<Option<Job>> {
+        self.with(|conn, names| {
+            rows::find_job(conn, id)?
+                .map(|row| load(conn, names, &row, parts))
+                .transpose()
+        })
+    }
 }
 
 impl Reader for Readers {
@@ -179,11 +199,11 @@ impl Reader for Readers {
     }
 
     fn job(&self, id: JobId) -> Result<Option<Job>> {
-        self.with(|conn, names| {
-            rows::find_job(conn, id)?
-                .map(|row| load(conn, names, &row))
-                .transpose()
-        })
+        self.find(id, Parts::All)
+    }
+
+    fn outline(&self, id: JobId) -> Result<Option<Job>> {
+        self.find(id, Parts::Outline)
     }
 
     fn status(&self, id: JobId) -> Result<Option<JobStatus>> {

@@ -46,6 +46,17 @@ pub(super) const SELECT_ERRORS: &str =
     FROM job_error WHERE job_id = ?1 ORDER BY id DESC LIMIT ?2";
 pub(super) const SELECT_PHASES: &str = "SELECT id, attempt, started_at_ms, finished_at_ms, result
     FROM phase WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
+// The pages that only results stand on are not touched.
+const SELECT_PHASE_TIMES: &str = "SELECT id, attempt, started_at_ms, finished_at_ms, ''
+    FROM phase WHERE id BETWEEN ?1 AND ?2 ORDER BY id";
+
+/// What is read of a job.
+#[derive(Clone, Copy)]
+pub(super) enum Parts {
+    All,
+    /// All but its payloads.
+    Outline,
+}
 
 /// Where the phases and checkpoints of a job begin.
 pub(super) fn phase_key(id: JobId, phase_index: u32) -> i64 {
@@ -269,8 +280,13 @@ pub(super) fn errors(conn: &Connection, id: JobId, limit: usize) -> Result<Vec<S
     Ok(errors)
 }
 
-pub(super) fn phases(conn: &Connection, id: JobId) -> Result<Vec<(u32, PhaseDone)>> {
-    let mut statement = read(conn.prepare_cached(SELECT_PHASES))?;
+/// The completed phases of a job; in an outline without their results.
+pub(super) fn phases(conn: &Connection, id: JobId, parts: Parts) -> Result<Vec<(u32, PhaseDone)>> {
+    let sql = match parts {
+        Parts::All => SELECT_PHASES,
+        Parts::Outline => SELECT_PHASE_TIMES,
+    };
+    let mut statement = read(conn.prepare_cached(sql))?;
     let mut rows = read(statement.query([phase_key(id, 0), phase_key(id, 255)]))?;
     let mut phases = Vec::new();
     while let Some(row) = read(rows.next())? {
