@@ -3,6 +3,8 @@
 //! The strings of the statuses live here alone. Every record serialises to the JSON that the tools print; times in it are
 //! integer milliseconds UTC.
 
+mod debug;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -403,8 +405,8 @@ json::object!(Interruption {
     reason,
 });
 
-/// A phase of a stored job.
-#[derive(Clone, Debug, PartialEq)]
+/// A phase of a stored job. For debugging it prints the size of its result, and not the result.
+#[derive(Clone, PartialEq)]
 pub struct PhaseRecord {
     /// Its name.
     pub name: Arc<str>,
@@ -418,7 +420,8 @@ pub struct PhaseRecord {
     pub started_at: Option<Timestamp>,
     /// When it was completed, failed, cancelled or skipped.
     pub finished_at: Option<Timestamp>,
-    /// Its result, if it is completed.
+    /// Its result, if it is completed. Of a number that has no place in 64 bits only what a double holds of it is left here, as for
+    /// [`Job::input`].
     pub result: Option<Value>,
     /// Why it failed, if it did.
     pub error: Option<String>,
@@ -474,13 +477,15 @@ json::object!(JobSummary {
     webhook_sent, phases_done, phase_count,
 });
 
-/// A stored job with everything that is known about it.
-#[derive(Clone, Debug, PartialEq)]
+/// A stored job with everything that is known about it. For debugging it prints the sizes of its payloads, and not the payloads.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Job {
     /// What lists show.
     pub summary: JobSummary,
-    /// What it was enqueued with.
+    /// What it was enqueued with. A [`Value`] holds whole numbers of 64 bits, and doubles: of `1e400`, or of a `u128` above [`u64::MAX`],
+    /// it shows the nearest double, or cannot hold it at all. What is stored is the exact text, and whoever reads it by its
+    /// type gets it whole: a handler, [`PhaseContext::get`](crate::PhaseContext::get), [`JobHandle::wait`](crate::JobHandle::wait).
     pub input: Value,
     /// The unique key it was enqueued with.
     pub unique_key: Option<String>,

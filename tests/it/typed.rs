@@ -366,3 +366,75 @@ fn numbers_come_back_bit_for_bit() {
         );
     }
 }
+
+/// The bug: the answer came by way of a `Value`, which has 64 bits for a whole number: what a later phase read to the last digit,
+/// `wait` had no place for.
+#[test]
+fn whole_numbers_beyond_64_bits_come_back_as_they_were() {
+    const LARGE: Phase<u128> = Phase::new("large");
+    const AGAIN: Phase<u128> = Phase::new("again");
+    let harness = Harness::new();
+    let (_queue, jobs) = harness.open(
+        JobType::<u128>::new("large")
+            .phase(LARGE, |cx| Ok(*cx.input()))
+            .phase(AGAIN, |cx| cx.get(LARGE)),
+    );
+    for number in [1 << 64, u128::MAX, 12_345_678_901_234_567_890_123] {
+        let id = jobs.enqueue(&number).unwrap();
+        assert_eq!(jobs.wait(id, harness.left()).unwrap(), number);
+    }
+}
+
+/// The bug: what did not fit stood in the error's source, with what it was.
+#[test]
+fn who_waits_for_another_type_is_not_told_the_result() {
+    /// Written as a text, read as a number: as if its type had changed.
+    #[derive(Debug)]
+    struct Number;
+    impl Serialize for Number {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_str("hunter2")
+        }
+    }
+    impl<'de> Deserialize<'de> for Number {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Number, D::Error> {
+            u32::deserialize(deserializer).map(|_| Number)
+        }
+    }
+    const NUMBER: Phase<Number> = Phase::new("number");
+    let harness = Harness::new();
+    let (_queue, jobs) =
+        harness.open(JobType::<Value>::new("number").phase(NUMBER, |_| Ok(Number)));
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    let error = jobs.wait(id, harness.left()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    let says = format!("job {id} has a result of another type: invalid type: string, expected u32");
+    assert!(error.to_string().starts_with(&says), "{error}");
+    let mut told = format!("{error} {error:?}");
+    let mut source = std::error::Error::source(&error);
+    while let Some(error) = source {
+        told = format!("{told} {error} {error:?}");
+        source = error.source();
+    }
+    assert!(!told.contains("hunter2"), "{told}");
+}
+
+/// As above, for those who print what they have got.
+#[test]
+fn what_is_printed_for_debugging_has_no_payload() {
+    let harness = Harness::new();
+    let (queue, jobs) = harness.open(orders());
+    let id = jobs.enqueue(&order(3)).unwrap();
+    jobs.wait(id, harness.left()).unwrap();
+    let job = queue.get(id).unwrap().unwrap();
+    let printed = format!("{job:?} {job:#?} {:?}", job.phases);
+    assert!(!printed.contains("pen"), "{printed}");
+    assert!(!printed.contains("750"), "{printed}");
+    let says = r#"input: 24 bytes of JSON, unique_key: None"#;
+    assert!(printed.contains(says), "{printed}");
+    assert!(
+        printed.contains("result: Some(13 bytes of JSON)"),
+        "{printed}"
+    );
+    assert!(printed.contains(r#"job_type: "order""#), "{printed}");
+}
