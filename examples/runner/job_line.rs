@@ -8,6 +8,8 @@ use serde_json::Value;
 use stepwell::webhook::{Endpoint, Secret};
 use stepwell::{EventKind, JobPlan, NewJob, PhaseName, PhaseSpec, RetryPolicy, While};
 
+use crate::number;
+
 /// The type of the jobs that this program runs.
 pub const JOB_TYPE: &str = "command";
 
@@ -182,6 +184,7 @@ fn parse_line(line: &[u8]) -> std::result::Result<NewJob, String> {
             "expected a JSON object, {\"phases\": [...]}: help submit tells more".to_owned(),
         );
     }
+    let text = line;
     let line: Line = serde_json::from_slice(line).map_err(|error| {
         // The parser knows one line only.
         let place = format!(" at line {} column {}", error.line(), error.column());
@@ -189,6 +192,17 @@ fn parse_line(line: &[u8]) -> std::result::Result<NewJob, String> {
         let message = message.strip_suffix(&place).unwrap_or(&message);
         format!("column {}: {message}", error.column())
     })?;
+    let changed = std::str::from_utf8(text)
+        .ok()
+        .and_then(number::first_changed);
+    if let Some(text) = changed {
+        let printed = number::printed(text).unwrap_or_default();
+        // It may be as long as the line.
+        let shown: String = text.chars().take(40).collect();
+        return Err(format!(
+            "number {shown} would become {printed}: write it as a text"
+        ));
+    }
     let pipeline = Pipeline {
         phases: line.phases,
         input: line.input,
@@ -283,6 +297,10 @@ mod tests {
             "webhooks[0]: a webhook secret is not base64",
         ),
         ("\u{fffd}", "line 1: expected a JSON object"),
+        (
+            r#"{"phases":[{"name":"a","run":"x"}],"input":{"id":12345678901234567890123}}"#,
+            "line 1: number 12345678901234567890123 would become 1.2345678901234568e+22: write it as a text",
+        ),
     ];
 
     fn problem(line: &str) -> String {

@@ -1,4 +1,4 @@
-//! Numbers that commands print: whether JSON gives them back.
+//! Numbers that commands print and job lines hold: whether JSON gives them back.
 //!
 //! A number in JSON becomes an integer of 64 bits or a double, and is printed as these are: `3.10` as `3.1`, `1e3` as `1000.0`, and of
 //! `12345678901234567890123` only 17 digits are left.
@@ -12,11 +12,19 @@ pub fn is_kept(text: &str) -> bool {
 
 /// Whether any of the numbers in `json`, which is valid, would be another number, if only by its last digits.
 pub fn is_any_changed(json: &str) -> bool {
-    numbers(json)
-        .any(|text| printed(text).is_none_or(|printed| Decimal::of(text) != Decimal::of(&printed)))
+    first_changed(json).is_some()
 }
 
-fn printed(text: &str) -> Option<String> {
+/// The first of the numbers in `json`, which is valid, that would be another one.
+pub fn first_changed(json: &str) -> Option<&str> {
+    let is_changed = |text: &&str| {
+        printed(text).is_none_or(|printed| Decimal::of(text) != Decimal::of(&printed))
+    };
+    numbers(json).find(is_changed)
+}
+
+/// What becomes of a number.
+pub fn printed(text: &str) -> Option<String> {
     Some(serde_json::from_str::<Value>(text).ok()?.to_string())
 }
 

@@ -4,6 +4,9 @@
 #[path = "../../examples/runner/job_line.rs"]
 #[allow(dead_code)]
 mod job_line;
+#[path = "../../examples/runner/number.rs"]
+#[allow(dead_code)]
+mod number;
 #[path = "../../tests/hostile/lines.rs"]
 mod lines;
 

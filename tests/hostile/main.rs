@@ -10,6 +10,9 @@
 #[path = "../../examples/runner/job_line.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the runner")]
 mod job_line;
+#[path = "../../examples/runner/number.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the runner")]
+mod number;
 
 mod file;
 mod lines;
