@@ -1,7 +1,7 @@
 //! Settings of the HTTP server, and the one place that checks them. L3.
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -51,16 +51,18 @@ impl HttpConfig {
         self
     }
 
-    /// Answers to this `Host` too, for example the name that a proxy is known by; without port. Defaults to IP addresses
-    /// and `localhost`: a name that an attacker controls and points here (DNS rebinding) is refused.
+    /// Answers to this `Host` too, for example the name that a proxy is known by: ASCII (a name with other letters in its
+    /// `xn--` form), without scheme and port, which [`open`](crate::Builder::open) refuses. Defaults to IP addresses and
+    /// `localhost`: a name that an attacker controls and points here (DNS rebinding) is refused.
     #[must_use]
     pub fn allow_host(mut self, host: impl Into<String>) -> HttpConfig {
         self.hosts.push(host.into().to_ascii_lowercase());
         self
     }
 
-    /// Lets scripts of this origin use the API (CORS), for example `https://admin.example.com`; exact, no wildcards. They
-    /// need the token as `Authorization`: the cookie is for the dashboard alone. Defaults to none.
+    /// Lets scripts of this origin use the API (CORS), for example `https://admin.example.com`; exact, no wildcards, and as
+    /// browsers send it: in lower case, with a port only if it is not the scheme's own. [`open`](crate::Builder::open) refuses
+    /// any other. They need the token as `Authorization`: the cookie is for the dashboard alone. Defaults to none.
     #[must_use]
     pub fn allow_origin(mut self, origin: impl Into<String>) -> HttpConfig {
         self.origins.push(origin.into());
@@ -127,24 +129,87 @@ impl HttpConfig {
                 self.streams_max
             )));
         }
-        let is_origin = |origin: &&String| {
-            let rest = origin
-                .strip_prefix("https://")
-                .or_else(|| origin.strip_prefix("http://"));
-            rest.is_some_and(|rest| {
-                !rest.is_empty()
-                    && rest
-                        .bytes()
-                        .all(|b| b.is_ascii_graphic() && b != b'/' && b != b'*')
-            })
-        };
-        if let Some(origin) = self.origins.iter().find(|origin| !is_origin(origin)) {
-            return Err(invalid(format!(
-                "origin {origin:?}: expected scheme and host, for example https://admin.example.com"
-            )));
-        }
+        self.hosts
+            .iter()
+            .try_for_each(|host| check_host(host))
+            .map_err(invalid)?;
+        self.origins
+            .iter()
+            .try_for_each(|origin| check_origin(origin))
+            .map_err(invalid)?;
         Ok(addr)
     }
+}
+
+/// Whether a browser can name a host so. One that it cannot would be allowed in vain.
+fn check_host(host: &str) -> std::result::Result<(), String> {
+    let rest = host.split_once("://").map_or(host, |(_, rest)| rest);
+    let alone = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let alone = alone.split_once(':').map_or(alone, |(name, _)| name);
+    let is_ip = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    if is_ip || is_name(host) {
+        return Ok(());
+    }
+    Err(if is_name(alone) {
+        format!("host {host:?}: without scheme, port and path: write {alone:?}")
+    } else {
+        format!(
+            "host {host:?}: expected a host alone, as browsers send it, for example admin.example.com"
+        )
+    })
+}
+
+/// Of ASCII characters: that is how browsers send all names.
+fn is_name(text: &str) -> bool {
+    let is_part = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    !text.is_empty() && text.bytes().all(is_part)
+}
+
+/// Whether a browser can name an origin so: they are compared to the letter.
+fn check_origin(origin: &str) -> std::result::Result<(), String> {
+    match written(origin) {
+        Some(same) if same == origin => Ok(()),
+        Some(other) => Err(format!(
+            "origin {origin:?}: browsers send it otherwise: write {other:?}"
+        )),
+        None => Err(format!(
+            "origin {origin:?}: expected scheme and host, for example https://admin.example.com"
+        )),
+    }
+}
+
+/// An origin as a browser writes it: in lower case, with a port if that is not the scheme's.
+/// <https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin>
+fn written(origin: &str) -> Option<String> {
+    let (scheme, rest) = origin.split_once("://")?;
+    let scheme = scheme.to_ascii_lowercase();
+    let usual = match &scheme[..] {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest).to_ascii_lowercase();
+    let end_of_host = rest.rfind(']').map_or(0, |at| at + 1);
+    let (host, port) = match rest[end_of_host..].find(':') {
+        Some(at) => (&rest[..end_of_host + at], &rest[end_of_host + at + 1..]),
+        None => (&rest[..], ""),
+    };
+    let ip = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    if !is_name(host) && ip?.parse::<Ipv6Addr>().is_err() {
+        return None;
+    }
+    let port: u16 = if port.is_empty() {
+        usual
+    } else {
+        port.parse().ok()?
+    };
+    Some(if port == usual {
+        format!("{scheme}://{host}")
+    } else {
+        format!("{scheme}://{host}:{port}")
+    })
 }
 
 /// The token is a secret.
@@ -199,7 +264,7 @@ mod tests {
             "*",
             "null",
             "https://",
-            "https://a/",
+            "https://a/b",
             "https://*.a",
             "a.example",
         ] {
@@ -207,6 +272,72 @@ mod tests {
                 problem(&local().allow_origin(origin)).contains("expected scheme"),
                 "{origin}"
             );
+        }
+    }
+
+    /// The bug: what no browser ever sends was taken, and never matched.
+    #[test]
+    fn a_host_or_an_origin_that_could_never_match_is_refused() {
+        let local = || HttpConfig::new("127.0.0.1:0");
+        for (host, says) in [
+            ("x.example:443", "write \"x.example\""),
+            ("https://x.example", "write \"x.example\""),
+            ("HTTPS://X.example:443/jobs", "write \"x.example\""),
+            ("*.example", "expected a host alone"),
+            ("a b", "expected a host alone"),
+            ("", "expected a host alone"),
+            ("käse.example", "expected a host alone"),
+        ] {
+            let problem = problem(&local().allow_host(host));
+            let names = format!("host {:?}", host.to_ascii_lowercase());
+            assert!(
+                problem.contains(&names) && problem.contains(says),
+                "{problem}"
+            );
+        }
+        for host in [
+            "X.example",
+            "x.example.",
+            "my_host",
+            "10.0.0.1",
+            "[::1]",
+            "::1",
+        ] {
+            assert!(local().allow_host(host).validate().is_ok(), "{host}");
+        }
+        for (origin, says) in [
+            ("https://Admin.example", "write \"https://admin.example\""),
+            ("HTTPS://admin.example", "write \"https://admin.example\""),
+            (
+                "https://admin.example:443",
+                "write \"https://admin.example\"",
+            ),
+            ("http://admin.example:80", "write \"http://admin.example\""),
+            ("http://admin.example:", "write \"http://admin.example\""),
+            (
+                "http://admin.example:0443",
+                "write \"http://admin.example:443\"",
+            ),
+            ("https://admin.example/", "write \"https://admin.example\""),
+            ("https://a.example?x", "expected scheme and host"),
+            ("https://me@a.example", "expected scheme and host"),
+            ("https://a.example:x", "expected scheme and host"),
+            ("https://:443", "expected scheme and host"),
+            ("https://käse.example", "expected scheme and host"),
+        ] {
+            let problem = problem(&local().allow_origin(origin));
+            let names = format!("origin {origin:?}");
+            assert!(
+                problem.contains(&names) && problem.contains(says),
+                "{problem}"
+            );
+        }
+        for origin in [
+            "https://a.example:8443",
+            "http://localhost:3000",
+            "http://[::1]:8080",
+        ] {
+            assert!(local().allow_origin(origin).validate().is_ok(), "{origin}");
         }
     }
 
