@@ -270,7 +270,8 @@ impl Client {
     /// Adds an endpoint that is told of the events of all jobs, or changes the one of this name: its URL, its events, its keys.
     /// Deliveries that are there go to the URL that they were written with, signed with the new keys. An endpoint that was disabled by
     /// hand or by a 410 stays so, unless its URL changes. A queue that is opened with a configuration that names other endpoints and
-    /// not this one disables it.
+    /// not this one disables it. A client does not know whether that queue refuses what is not https:
+    /// [`https_only`](crate::webhook::WebhookConfig::https_only).
     ///
     /// # Errors
     /// `InvalidJob` for a bad name; `Conflict` when 64 others are enabled; `Storage` and its kin.
@@ -342,6 +343,11 @@ impl Requests for Client {
 
     fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// It knows nothing of the configuration of whoever sends.
+    fn is_https_only(&self) -> bool {
+        false
     }
 }
 

@@ -219,6 +219,8 @@ pub(crate) struct Config {
     pub(crate) shutdown_timeout: Duration,
     /// The webhook endpoints that belong to the configuration; none when the file's own stay as they are.
     pub(crate) endpoints: Option<Vec<(Arc<str>, EndpointSpec)>>,
+    /// New endpoints that are not https are refused.
+    pub(crate) is_https_only: bool,
 }
 
 impl Config {
@@ -236,6 +238,7 @@ impl Config {
             limits: Limits::default(),
             shutdown_timeout: Duration::from_secs(10),
             endpoints: None,
+            is_https_only: false,
         }
     }
 

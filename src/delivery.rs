@@ -268,6 +268,18 @@ impl fmt::Debug for EndpointSpec {
 }
 
 /// A URL as it may be shown: a query string can be a secret.
+/// Whether what is sent to this URL is encrypted on its way.
+pub(crate) fn is_https(url: &str) -> bool {
+    url.get(..8)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
+}
+
+/// What is said of a URL that is not, where only that is allowed.
+pub(crate) fn not_https(url: &str) -> String {
+    let url = shown_url(url);
+    format!("{url} is not https, and WebhookConfig::https_only allows nothing else")
+}
+
 pub(crate) fn shown_url(url: &str) -> &str {
     url.split(['?', '#']).next().unwrap_or_default()
 }

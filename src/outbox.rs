@@ -181,6 +181,11 @@ fn state(row: EndpointRow) -> Option<EndpointState> {
 #[cfg(feature = "webhook")]
 pub(crate) fn put(to: &dyn Requests, name: &str, endpoint: crate::webhook::Endpoint) -> Result<()> {
     crate::config::check_name("webhook endpoint", name)?;
+    if to.is_https_only() && !endpoint.is_https() {
+        let problem = crate::delivery::not_https(&endpoint.into_spec().url);
+        let problem = format!("webhook endpoint {name:?}: {problem}");
+        return Err(Error::new(ErrorKind::InvalidConfig, problem));
+    }
     to.request(Op::Mail(Mail::Put(name.into(), endpoint.into_spec())))
         .map(|_| ())
 }

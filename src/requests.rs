@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{self, Limits};
+use crate::delivery::{is_https, not_https};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{self, Event, Seq};
@@ -21,6 +22,8 @@ pub(crate) trait Requests {
     fn request(&self, op: Op) -> Result<Done>;
     fn job_type(&self, name: &str) -> Option<&Arc<TypeDef>>;
     fn limits(&self) -> &Limits;
+    /// Whether endpoints that are not https are refused.
+    fn is_https_only(&self) -> bool;
 }
 
 impl Requests for Engine {
@@ -34,6 +37,10 @@ impl Requests for Engine {
 
     fn limits(&self) -> &Limits {
         &self.config.limits
+    }
+
+    fn is_https_only(&self) -> bool {
+        self.config.is_https_only
     }
 }
 
@@ -109,6 +116,12 @@ pub(crate) fn enqueue(to: &dyn Requests, jobs: Vec<NewJob>) -> Result<Vec<Enqueu
 fn plan(to: &dyn Requests, mut job: NewJob) -> Result<PlannedJob> {
     job.check(to.limits())?;
     let plan = match (&job.phases, to.job_type(&job.job_type)) {
+    let insecure = job.endpoints.iter().find(|spec| !is_https(&spec.url));
+    if let Some(spec) = insecure.filter(|_| to.is_https_only()) {
+        let problem = not_https(&spec.url);
+        let problem = format!("job type {:?}: webhook {problem}", job.job_type);
+        return Err(Error::new(ErrorKind::InvalidJob, problem));
+    }
         (_, Some(def)) => {
             job.deadline = job.deadline.or(def.deadline);
             // The plan of a fixed type is in the file: it need not be looked up by its phases each time.

@@ -235,6 +235,7 @@ impl Builder {
     #[cfg(feature = "webhook")]
     fn outlet(&mut self) -> Result<Option<OpenOutlet>> {
         let config = self.webhooks.take().unwrap_or_default();
+        self.config.is_https_only = config.is_https_only();
         let (endpoints, open) = crate::webhook::opener(config)?;
         self.config.endpoints = (!endpoints.is_empty()).then_some(endpoints);
         Ok(Some(open))

@@ -406,7 +406,8 @@ impl JobQueue {
     /// not this one disables it.
     ///
     /// # Errors
-    /// `InvalidJob` for a bad name; `Conflict` when 64 others are enabled; `Storage` and its kin.
+    /// `InvalidJob` for a bad name; `InvalidConfig` when it is not https and
+    /// [`https_only`](crate::webhook::WebhookConfig::https_only) is set; `Conflict` when 64 others are enabled; `Storage` and its kin.
     #[cfg(feature = "webhook")]
     pub fn put_endpoint(&self, name: &str, endpoint: crate::webhook::Endpoint) -> Result<()> {
         outbox::put(&*self.0.engine, name, endpoint)

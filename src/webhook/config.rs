@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::check_name;
-use crate::delivery::{EndpointSpec, NAMED_MAX};
+use crate::delivery::{EndpointSpec, NAMED_MAX, is_https, not_https};
 use crate::error::{Error, ErrorKind, Result};
 use crate::outlet::{OpenOutlet, Outlet};
+use crate::store::Reader;
 use crate::webhook::courier::Courier;
 use crate::webhook::endpoint::Endpoint;
 use crate::webhook::schedule::Schedule;
@@ -129,11 +130,18 @@ impl WebhookConfig {
         self
     }
 
-    /// Refuses endpoints that are not https. Defaults to `false`.
+    /// Refuses endpoints that are not https: those of this configuration when the queue is opened, later ones when they are put
+    /// there or a job names them. Nothing is sent to any other one. The file may hold some from before, or from a
+    /// [`Client`](crate::Client), which does not know of this setting and cannot refuse: a warning tells of those with a name
+    /// when the queue is opened, and what is written for them is given up at its first try. Defaults to `false`.
     #[must_use]
     pub fn https_only(mut self, is_https_only: bool) -> WebhookConfig {
         self.is_https_only = is_https_only;
         self
+    }
+
+    pub(crate) fn is_https_only(&self) -> bool {
+        self.is_https_only
     }
 
     fn validate(&self) -> Result<()> {
@@ -192,8 +200,26 @@ pub(crate) fn opener(config: WebhookConfig) -> Result<(Endpoints, OpenOutlet)> {
     config.validate()?;
     let endpoints = config.endpoints.clone();
     let open: OpenOutlet = Box::new(move |office| {
+        if config.is_https_only {
+            warn_of_insecure(&*office.reader);
+        }
         let sender = Sender::new(config.timeouts, config.allow_private, config.is_https_only);
         Courier::new(office, sender, config.schedule, config.threads) as Arc<dyn Outlet>
     });
     Ok((endpoints, open))
+}
+
+/// Endpoints that the file has from before, and to which nothing is sent now.
+fn warn_of_insecure(reader: &dyn Reader) {
+    let found = reader.all_endpoints();
+    let found = found.inspect_err(|error| log::warn!("webhooks: endpoints: {error}"));
+    for row in found.unwrap_or_default() {
+        if let Some(name) = row
+            .name
+            .filter(|_| row.is_enabled && !is_https(&row.spec.url))
+        {
+            let problem = not_https(&row.spec.url);
+            log::warn!("webhook endpoint {name:?}: {problem}: what is written for it is given up");
+        }
+    }
 }

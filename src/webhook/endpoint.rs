@@ -5,7 +5,7 @@ use std::fmt;
 use ureq::http::Uri;
 
 use crate::config::URL_BYTES_MAX;
-use crate::delivery::{EndpointSpec, Kinds, shown_url};
+use crate::delivery::{EndpointSpec, Kinds, is_https, shown_url};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::EventKind;
 use crate::new_job::NewJob;
@@ -69,13 +69,16 @@ impl Endpoint {
         self.0
     }
 
-    pub(super) fn is_https(&self) -> bool {
+    pub(crate) fn is_https(&self) -> bool {
         is_https(&self.0.url)
     }
 }
 
 impl NewJob {
     /// Tells an endpoint of this job's events, beside those of the configuration. May be called 16 times. Feature `webhook`.
+    ///
+    /// A queue whose configuration allows https alone refuses the job for another URL; a [`Client`](crate::Client) does not
+    /// know of that, and its job's deliveries are given up.
     ///
     /// An endpoint that answers 410 is sent nothing more: what waits for it is given up. The next job that names it, with the same
     /// events and keys, has it sent to again.
@@ -90,11 +93,6 @@ impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
-}
-
-pub(super) fn is_https(url: &str) -> bool {
-    url.get(..8)
-        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
 }
 
 /// Whether something can be sent to a URL. The error does not repeat its query, nor a password in it.

@@ -7,11 +7,11 @@ use ureq::config::Config;
 use ureq::{Agent, Timeout};
 
 use crate::config::ANSWER_BYTES_MAX;
-use crate::delivery::shown_url;
+use crate::delivery::{is_https, shown_url};
 use crate::sync::{AtomicBool, Ordering};
 use crate::time::Timestamp;
 use crate::webhook::address::{Denied, agent};
-use crate::webhook::endpoint::{check, is_https};
+use crate::webhook::endpoint::check;
 use crate::webhook::secret::Secret;
 use crate::webhook::signature::sign;
 use crate::webhook::target::with_query;

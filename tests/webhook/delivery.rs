@@ -448,3 +448,57 @@ fn a_configuration_that_cannot_work_is_refused() {
         .contains("is not https")
     );
 }
+
+/// The bug: only endpoints of the configuration were looked at. One that came later was taken, and each of its deliveries was given
+/// up at its first try.
+#[test]
+fn an_endpoint_that_is_not_https_is_refused_when_only_that_is_allowed() {
+    let bench = Bench::new();
+    let (queue, jobs) = bench.open(quick());
+    queue
+        .put_endpoint("before", bench.endpoint("/before"))
+        .unwrap();
+    queue.shutdown(PATIENCE).unwrap();
+
+    let (queue, jobs_2) = bench.open(quick().https_only(true));
+    drop(jobs);
+    let error = queue.put_endpoint("later", bench.endpoint("/later?key=hunter2"));
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    let says = "is not https, and WebhookConfig::https_only allows nothing else";
+    let told = error.to_string();
+    assert!(
+        told.starts_with("webhook endpoint \"later\": http://127.0.0.1:"),
+        "{told}"
+    );
+    assert!(told.ends_with(says) && !told.contains("hunter2"), "{told}");
+    for refused in [
+        queue.enqueue_job(bench.job("/own?key=hunter2")),
+        jobs_2.enqueue_job(bench.job("/own?key=hunter2")),
+    ] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidJob);
+        let told = error.to_string();
+        assert!(
+            told.starts_with("job type \"import\": webhook http://127.0.0.1:"),
+            "{told}"
+        );
+        assert!(told.ends_with(says) && !told.contains("hunter2"), "{told}");
+    }
+    assert_eq!(queue.stats().unwrap().pending, 0);
+    let names: Vec<_> = queue
+        .endpoints()
+        .unwrap()
+        .into_iter()
+        .map(|it| it.name)
+        .collect();
+    assert_eq!(
+        names,
+        ["before"],
+        "it stays as it is, and a warning tells of it"
+    );
+    let secure = Endpoint::new("HTTPS://hooks.example/").unwrap();
+    queue.put_endpoint("secure", secure.clone()).unwrap();
+    let job = NewJob::new("import", &1).unwrap();
+    queue.enqueue_job(job.webhook(secure.events([]))).unwrap();
+}
