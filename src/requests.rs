@@ -13,7 +13,7 @@ use crate::event::{self, Event, Seq};
 use crate::job::{BulkAction, CancelOutcome, Job, JobId, JobStatus, JobSummary, RetryFrom};
 use crate::new_job::{Enqueued, NewJob};
 use crate::phase::TypeDef;
-use crate::store::ops::{Bulk, Op, PlannedJob};
+use crate::store::ops::{Bulk, Chosen, Op, PlannedJob};
 use crate::store::{Done, Filter, Reader, Slice};
 use crate::time::monotonic;
 
@@ -166,11 +166,17 @@ pub(crate) fn bulk(
         status: Some(status),
         job_type: job_type.map(str::to_owned),
     };
-    let done = to.request(Op::Bulk(Bulk {
-        action,
-        filter,
-        expect,
-    }))?;
+    change(to, action, Chosen::Found { filter, expect })
+}
+
+/// The same for those of these jobs that are there and allow it. Answers how many have changed: in one commit, or none.
+#[cfg(feature = "http")]
+pub(crate) fn bulk_listed(to: &dyn Requests, action: BulkAction, ids: Vec<JobId>) -> Result<usize> {
+    change(to, action, Chosen::Listed(ids))
+}
+
+fn change(to: &dyn Requests, action: BulkAction, jobs: Chosen) -> Result<usize> {
+    let done = to.request(Op::Bulk(Bulk { action, jobs }))?;
     let Done::Changed(rows) = done else {
         return Err(unexpected(&done));
     };

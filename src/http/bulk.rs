@@ -2,14 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::error::{ErrorKind, Result};
 use crate::http::answer::{Answer, failed, problem};
 use crate::http::api::{parse_from, parse_status};
 use crate::http::router::{Call, Reply, Site};
-use crate::job::{BulkAction, CancelOutcome, JobId};
+use crate::job::{BulkAction, JobId};
 use crate::requests;
 
-/// Each is a commit of its own.
+/// Their commit holds up all others.
 const IDS_MAX: usize = 1000;
 
 pub(super) fn run(site: &Site, call: &Call<'_>) -> std::result::Result<Reply, Answer> {
@@ -26,7 +25,7 @@ pub(super) fn run(site: &Site, call: &Call<'_>) -> std::result::Result<Reply, An
         }
     };
     if call.body.contains_key("ids") {
-        return by_ids(site, action, &ids(call)?);
+        return by_ids(site, action, ids(call)?);
     }
     let Some(status) = call.text("status")? else {
         return Err(problem(400, "\"status\" or \"ids\" is to say which jobs"));
@@ -71,26 +70,12 @@ fn ids(call: &Call<'_>) -> std::result::Result<Vec<JobId>, Answer> {
     ids.ok_or_else(wrong)
 }
 
-/// Jobs that are gone, or have moved on meanwhile, are left as they are, and counted.
-fn by_ids(site: &Site, action: BulkAction, ids: &[JobId]) -> std::result::Result<Reply, Answer> {
-    let (mut changed, mut skipped) = (0, 0);
-    for &id in ids {
-        match one(site, action, id) {
-            Ok(true) => changed += 1,
-            Ok(false) => skipped += 1,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) => {
-                skipped += 1
-            }
-            Err(error) => return Err(failed(&error)),
-        }
-    }
+/// Jobs that are gone, or have moved on meanwhile, are left as they are, and counted. In one commit: after an error
+/// none has changed, or, if it says so, all or none.
+fn by_ids(site: &Site, action: BulkAction, ids: Vec<JobId>) -> std::result::Result<Reply, Answer> {
+    let listed = ids.len();
+    let changed =
+        requests::bulk_listed(&*site.engine, action, ids).map_err(|error| failed(&error))?;
+    let skipped = listed.saturating_sub(changed);
     Ok(Answer::json(&json!({ "changed": changed, "skipped": skipped })).into())
-}
-
-fn one(site: &Site, action: BulkAction, id: JobId) -> Result<bool> {
-    match action {
-        BulkAction::Cancel => Ok(requests::cancel(&*site.engine, id)? == CancelOutcome::Cancelled),
-        BulkAction::Retry(from) => requests::retry(&*site.engine, id, from).map(|()| true),
-        BulkAction::Delete => requests::delete(&*site.engine, id).map(|()| true),
-    }
 }

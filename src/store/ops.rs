@@ -132,13 +132,27 @@ pub(crate) struct Fault {
     pub(crate) backtrace: Option<String>,
 }
 
-/// One action on every job that a filter names, or on none.
+/// One action on many jobs.
 #[derive(Debug)]
 pub(crate) struct Bulk {
     pub(crate) action: BulkAction,
-    pub(crate) filter: Filter,
-    /// Refused when the set has another size.
-    pub(crate) expect: Option<usize>,
+    pub(crate) jobs: Chosen,
+}
+
+/// Which jobs are meant.
+#[derive(Debug)]
+pub(crate) enum Chosen {
+    /// Every one that a filter names, or none. `expect`: refused when the set has another size.
+    Found {
+        filter: Filter,
+        expect: Option<usize>,
+    },
+    /// Those of these that are there and still allow it.
+    #[cfg_attr(
+        not(feature = "http"),
+        allow(dead_code, reason = "only the API has lists")
+    )]
+    Listed(Vec<JobId>),
 }
 
 /// What a new owner knows about the process before it.

@@ -198,6 +198,31 @@ fn many_jobs_are_changed_together_and_only_if_they_are_as_many_as_expected() {
     }
 }
 
+/// The bug: each id was a commit of its own. A thousand of them could take longer than an answer may, and after one that failed
+/// nobody was told which were changed.
+#[test]
+fn jobs_that_are_listed_are_changed_in_one_commit() {
+    let served = Served::new();
+    served.queue.pause().unwrap();
+    let ids = served.jobs.enqueue_many(&vec![json!(1); 20]).unwrap();
+    let raw = rusqlite::Connection::open(served.dir.path().join("jobs.db")).unwrap();
+    // What happens to neighbours in one commit is one row of the log.
+    let rows = || {
+        let sql = "SELECT count(*) FROM event";
+        raw.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let body = json!({"action": "cancel", "ids": ids});
+    let before = rows();
+    let answer = served.post("/api/jobs/bulk", &body.to_string());
+    assert_eq!(answer.json(), json!({"changed": 20, "skipped": 0}));
+    assert_eq!(rows(), before + 1);
+    let again = served.post("/api/jobs/bulk", &body.to_string());
+    assert_eq!(again.json(), json!({"changed": 0, "skipped": 20}));
+    let twice = json!({"action": "retry", "from": "start", "ids": [ids[7], ids[7], 999]});
+    let answer = served.post("/api/jobs/bulk", &twice.to_string());
+    assert_eq!(answer.json(), json!({"changed": 1, "skipped": 2}));
+}
+
 #[test]
 fn a_pause_is_seen_and_undone() {
     let served = Served::new();

@@ -131,6 +131,7 @@ cases! {
     request::delete_takes_everything_but_the_log,
     request::bulk_changes_all_or_none,
     request::bulk_selects_by_type_and_needs_a_status,
+    request::bulk_of_a_list_changes_those_that_allow_it,
     request::pauses_are_stored_by_queue_and_type,
     request::a_planned_job_can_be_claimed_and_an_unplannable_one_fails,
     request::a_long_error_of_a_planner_is_kept_within_its_limit,

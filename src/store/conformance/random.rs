@@ -19,7 +19,7 @@ use crate::store::outbox::{
     Attempted, DeliveryFilter, DeliveryRow, EndpointRow, Mail, Verdict as Outcome, Which,
 };
 use crate::store::seam::{self, Committed};
-use crate::store::{Failure, Filter, Head, Position};
+use crate::store::{Failure, Filter, Head, Position, ops};
 use crate::time::Timestamp;
 use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
 
@@ -434,18 +434,18 @@ fn outcome(rng: &mut Rng, rows: &[JobRow], row: &JobRow, now: Timestamp) -> Op {
 }
 
 fn bulk(rng: &mut Rng) -> Bulk {
-    Bulk {
-        action: match rng.below(3) {
-            0 => BulkAction::Cancel,
-            1 => BulkAction::Retry(RetryFrom::Failed),
-            _ => BulkAction::Delete,
-        },
-        filter: Filter {
-            status: (!rng.one_in(9)).then(|| rng.pick(&JobStatus::ALL)),
-            job_type: rng.one_in(2).then(|| rng.pick(&TYPES).to_owned()),
-        },
-        expect: rng.one_in(4).then(|| rng.index(3)),
-    }
+    let action = match rng.below(3) {
+        0 => BulkAction::Cancel,
+        1 => BulkAction::Retry(RetryFrom::Failed),
+        _ => BulkAction::Delete,
+    };
+    let filter = Filter {
+        status: (!rng.one_in(9)).then(|| rng.pick(&JobStatus::ALL)),
+        job_type: rng.one_in(2).then(|| rng.pick(&TYPES).to_owned()),
+    };
+    let expect = rng.one_in(4).then(|| rng.index(3));
+    let jobs = ops::Chosen::Found { filter, expect };
+    Bulk { action, jobs }
 }
 
 fn recover(rng: &mut Rng, rows: &[JobRow]) -> Recover {

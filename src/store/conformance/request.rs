@@ -8,7 +8,7 @@ use crate::event::EventKind;
 use crate::job::{BulkAction, CancelOutcome, ErrorCause, JobId, JobStatus, PhaseStatus, RetryFrom};
 use crate::store::conformance::refused;
 use crate::store::conformance::{Bench, SECOND, START, ids, new_job, plan};
-use crate::store::ops::{Bulk, ClaimRequest, Op};
+use crate::store::ops::{Bulk, Chosen, ClaimRequest, Op};
 use crate::store::{Done, Filter};
 use crate::transition::{Edge, Input, JobRow, Verdict};
 
@@ -236,11 +236,31 @@ fn bulk(action: BulkAction, status: JobStatus, expect: Option<usize>) -> Op {
         status: Some(status),
         job_type: None,
     };
-    Op::Bulk(Bulk {
-        action,
-        filter,
-        expect,
-    })
+    let jobs = Chosen::Found { filter, expect };
+    Op::Bulk(Bulk { action, jobs })
+}
+
+pub(super) fn bulk_of_a_list_changes_those_that_allow_it(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    let ids = bench.enqueue_all(vec![new_job("import"); 3]);
+    let mut ids: Vec<JobId> = ids.iter().map(|new| new.id).collect();
+    bench.cancel(ids[1]);
+    // One of them twice, and one that is not there.
+    ids.extend([ids[0], JobId::from_i64(99)]);
+    let mut listed = |action| {
+        let jobs = Chosen::Listed(ids.clone());
+        match bench.one(Op::Bulk(Bulk { action, jobs })) {
+            Ok(Done::Changed(rows)) => rows.iter().map(|row| row.id.as_i64()).collect(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let changed: Vec<i64> = listed(BulkAction::Cancel);
+    assert_eq!(changed, [1, 3]);
+    assert_eq!(listed(BulkAction::Retry(RetryFrom::Start)), [1, 2, 3]);
+    assert_eq!(listed(BulkAction::Delete), Vec::<i64>::new());
+    assert_eq!(listed(BulkAction::Cancel), [1, 2, 3]);
+    assert_eq!(listed(BulkAction::Delete), [1, 2, 3]);
+    assert_eq!(bench.head.counts, [0; 5]);
 }
 
 pub(super) fn bulk_changes_all_or_none(bench: &mut Bench) {
@@ -301,8 +321,10 @@ pub(super) fn bulk_selects_by_type_and_needs_a_status(bench: &mut Bench) {
         };
         Op::Bulk(Bulk {
             action: BulkAction::Cancel,
-            filter,
-            expect: None,
+            jobs: Chosen::Found {
+                filter,
+                expect: None,
+            },
         })
     };
     let without = bench.one(of_type(None, "import"));

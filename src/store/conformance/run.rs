@@ -5,7 +5,7 @@ use crate::event;
 use crate::job::{BulkAction, JobId, JobStatus, RetryFrom};
 use crate::store::Filter;
 use crate::store::conformance::{Bench, MS, fault, new_job, settle};
-use crate::store::ops::{Bulk, ClaimRequest, Op, Prune, Settle};
+use crate::store::ops::{Bulk, Chosen, ClaimRequest, Op, Prune, Settle};
 use crate::store::seam::RUN_MAX;
 use crate::transition::{Edge, Input, JobRow, Verdict};
 
@@ -160,11 +160,13 @@ pub(super) fn a_file_whose_jobs_were_deleted_together_is_sound(bench: &mut Bench
     let all = |action, status| {
         Op::Bulk(Bulk {
             action,
-            filter: Filter {
-                status: Some(status),
-                job_type: None,
+            jobs: Chosen::Found {
+                filter: Filter {
+                    status: Some(status),
+                    job_type: None,
+                },
+                expect: None,
             },
-            expect: None,
         })
     };
     let cancel = all(BulkAction::Cancel, JobStatus::Pending);

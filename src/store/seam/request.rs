@@ -7,10 +7,10 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Change, Plan};
 use crate::job::{BulkAction, CancelOutcome, ErrorCause, JobId, JobStatus};
-use crate::store::ops::{Bulk, Fault};
+use crate::store::ops::{Bulk, Chosen, Fault};
 use crate::store::seam::history::fault_row;
 use crate::store::seam::{BULK_MAX, Commit, Extra};
-use crate::store::{Done, TypeRow};
+use crate::store::{Done, Filter, TypeRow};
 use crate::transition::{self, Input, JobRow, Phases, Refusal, Transition};
 
 impl Commit<'_> {
@@ -58,32 +58,6 @@ impl Commit<'_> {
     }
 
     pub(super) fn bulk(&mut self, bulk: &Bulk) -> Result<Vec<JobRow>> {
-        let Some(status) = bulk.filter.status else {
-            return Err(Error::new(
-                ErrorKind::InvalidJob,
-                "a bulk operation needs a status to select by",
-            ));
-        };
-        let type_id = match &bulk.filter.job_type {
-            Some(name) => Some(self.rows.job_type(&name.as_str().into())?.id),
-            None => None,
-        };
-        let ids = self.rows.ids(status, type_id, BULK_MAX + 1)?;
-        if ids.len() > BULK_MAX {
-            let problem = format!("more than {BULK_MAX} jobs are {status}: select fewer");
-            return Err(Error::new(ErrorKind::Conflict, problem));
-        }
-        if let Some(expected) = bulk.expect
-            && expected != ids.len()
-        {
-            let name = bulk.filter.job_type.as_ref();
-            let of_type = name.map_or(String::new(), |name| format!(" of type {name:?}"));
-            let problem = format!(
-                "{} jobs{of_type} are {status}, not {expected}: look again, nothing was changed",
-                ids.len()
-            );
-            return Err(Error::new(ErrorKind::Conflict, problem));
-        }
         let (input, rule) = match bulk.action {
             BulkAction::Cancel => (
                 Input::Cancel,
@@ -95,9 +69,55 @@ impl Commit<'_> {
             ),
             BulkAction::Delete => (Input::Delete, "only jobs that are over can be deleted"),
         };
-        ids.into_iter()
+        let (filter, expect) = match &bulk.jobs {
+            Chosen::Found { filter, expect } => (filter, *expect),
+            Chosen::Listed(ids) => {
+                let mut changed = Vec::new();
+                for &id in ids {
+                    let before = self.rows.job(id)?;
+                    let allows = |row| transition::decide(row, &input, self.now).is_ok();
+                    if before.as_ref().is_some_and(allows) {
+                        changed.push(self.change(id, &input, rule)?);
+                    }
+                }
+                return Ok(changed);
+            }
+        };
+        self.found(filter, expect)?
+            .into_iter()
             .map(|id| self.change(id, &input, rule))
             .collect()
+    }
+
+    /// The jobs that a filter names, if they are as many as expected.
+    fn found(&mut self, filter: &Filter, expect: Option<usize>) -> Result<Vec<JobId>> {
+        let Some(status) = filter.status else {
+            return Err(Error::new(
+                ErrorKind::InvalidJob,
+                "a bulk operation needs a status to select by",
+            ));
+        };
+        let type_id = match &filter.job_type {
+            Some(name) => Some(self.rows.job_type(&name.as_str().into())?.id),
+            None => None,
+        };
+        let ids = self.rows.ids(status, type_id, BULK_MAX + 1)?;
+        if ids.len() > BULK_MAX {
+            let problem = format!("more than {BULK_MAX} jobs are {status}: select fewer");
+            return Err(Error::new(ErrorKind::Conflict, problem));
+        }
+        if let Some(expected) = expect
+            && expected != ids.len()
+        {
+            let name = filter.job_type.as_ref();
+            let of_type = name.map_or(String::new(), |name| format!(" of type {name:?}"));
+            let problem = format!(
+                "{} jobs{of_type} are {status}, not {expected}: look again, nothing was changed",
+                ids.len()
+            );
+            return Err(Error::new(ErrorKind::Conflict, problem));
+        }
+        Ok(ids)
     }
 
     pub(super) fn set_paused(&mut self, job_type: Option<&Arc<str>>, paused: bool) -> Result<Done> {
