@@ -242,7 +242,8 @@ impl Kinds {
 
     pub(crate) fn iter(self) -> impl Iterator<Item = EventKind> {
         EventKind::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(move |kind| self.has(*kind))
     }
 
@@ -267,7 +268,6 @@ impl fmt::Debug for EndpointSpec {
     }
 }
 
-/// A URL as it may be shown: a query string can be a secret.
 /// Whether what is sent to this URL is encrypted on its way.
 pub(crate) fn is_https(url: &str) -> bool {
     url.get(..8)
@@ -280,6 +280,7 @@ pub(crate) fn not_https(url: &str) -> String {
     format!("{url} is not https, and WebhookConfig::https_only allows nothing else")
 }
 
+/// A URL as it may be shown: a query string can be a secret.
 pub(crate) fn shown_url(url: &str) -> &str {
     url.split(['?', '#']).next().unwrap_or_default()
 }

@@ -58,7 +58,7 @@ json::name!(EventKind);
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 14] = [
+    pub const ALL: &'static [EventKind] = &[
         EventKind::Created,
         EventKind::Started,
         EventKind::PhaseStarted,
@@ -111,7 +111,10 @@ impl EventKind {
     }
 
     pub(crate) fn from_code(code: i64) -> Option<EventKind> {
-        EventKind::ALL.into_iter().find(|kind| kind.code() == code)
+        EventKind::ALL
+            .iter()
+            .copied()
+            .find(|kind| kind.code() == code)
     }
 
     /// The keys of a change's data that belong to this event.
@@ -166,7 +169,8 @@ impl FromStr for EventKind {
 
     fn from_str(text: &str) -> Result<EventKind> {
         EventKind::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|kind| kind.as_str() == text)
             .ok_or_else(|| {
                 Error::new(
@@ -430,7 +434,7 @@ mod tests {
 
     #[test]
     fn kinds_and_changes_lead_back_to_what_they_name() {
-        for kind in EventKind::ALL {
+        for &kind in EventKind::ALL {
             assert_eq!(
                 kind.as_str()
                     .parse::<EventKind>()

@@ -318,6 +318,7 @@ impl fmt::Display for ErrorCause {
 
 /// One entry of a job's error history.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct JobError {
     /// The phase it happened in; none for a job that failed between phases.
     pub phase: Option<Arc<str>>,
@@ -384,6 +385,7 @@ impl InterruptionReason {
 
 /// What was cut off in a job: the context that its next try gets to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Interruption {
     /// The phase that was inside its handler.
     pub phase: Arc<str>,
@@ -407,6 +409,7 @@ json::object!(Interruption {
 
 /// A phase of a stored job. For debugging it prints the size of its result, and not the result.
 #[derive(Clone, PartialEq)]
+#[non_exhaustive]
 pub struct PhaseRecord {
     /// Its name.
     pub name: Arc<str>,

@@ -216,6 +216,7 @@ impl NewJob {
 
 /// What enqueueing answers: the id, and whether this call stored the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Enqueued {
     /// The job's id.
     pub id: JobId,

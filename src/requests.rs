@@ -90,6 +90,7 @@ impl ListFilter {
 
 /// A page of a list.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct JobPage {
     /// Its jobs. Can be fewer than asked for, even none, with more to come: each call looks at 10,000 jobs at most.
     pub jobs: Vec<JobSummary>,
@@ -115,13 +116,13 @@ pub(crate) fn enqueue(to: &dyn Requests, jobs: Vec<NewJob>) -> Result<Vec<Enqueu
 /// Checks a new job, and works out its phases if its type is known here.
 fn plan(to: &dyn Requests, mut job: NewJob) -> Result<PlannedJob> {
     job.check(to.limits())?;
-    let plan = match (&job.phases, to.job_type(&job.job_type)) {
     let insecure = job.endpoints.iter().find(|spec| !is_https(&spec.url));
     if let Some(spec) = insecure.filter(|_| to.is_https_only()) {
         let problem = not_https(&spec.url);
         let problem = format!("job type {:?}: webhook {problem}", job.job_type);
         return Err(Error::new(ErrorKind::InvalidJob, problem));
     }
+    let plan = match (&job.phases, to.job_type(&job.job_type)) {
         (_, Some(def)) => {
             job.deadline = job.deadline.or(def.deadline);
             // The plan of a fixed type is in the file: it need not be looked up by its phases each time.

@@ -39,7 +39,7 @@ pub fn submit(db: &Path, file: &str, out: &mut Output) -> Result<u8> {
     // Read first: bad input makes no queue.
     let jobs = read(file)?;
     let enqueued = Client::open(db)?.enqueue_all(jobs)?;
-    for Enqueued { id, is_new } in &enqueued {
+    for Enqueued { id, is_new, .. } in &enqueued {
         if out.is_json() {
             out.json(&json!({"id": id, "is_new": is_new}))?;
         } else {

@@ -125,7 +125,7 @@ mod tests {
             }
             let told = Event {
                 seq: round,
-                kind: EventKind::ALL[usize::try_from(round).expect("small") % 14],
+                kind: EventKind::ALL[usize::try_from(round).expect("small") % EventKind::ALL.len()],
                 job_id: JobId::from_i64(7),
                 // Names are checked before they are stored; here nothing is trusted.
                 job_type: text(&mut state).into(),

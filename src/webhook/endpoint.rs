@@ -211,7 +211,7 @@ mod tests {
     fn what_would_never_end_is_not_delivered() {
         let endpoint = Endpoint::new("http://a.example")
             .expect("good")
-            .events(EventKind::ALL);
+            .events(EventKind::ALL.iter().copied());
         assert_eq!(endpoint.into_spec().events, Kinds::all());
     }
 

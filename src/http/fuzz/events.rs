@@ -66,7 +66,7 @@ pub(crate) fn sse(bytes: &[u8]) {
     let (mut all, mut told, mut seq) = (Vec::new(), Vec::new(), 0);
     while !bytes.is_empty() {
         seq += 1 + Seq::from(bytes.byte());
-        let kind = bytes.pick(&EventKind::ALL);
+        let kind = bytes.pick(EventKind::ALL);
         let is_logged = kind != EventKind::Progress;
         let mut data = Map::new();
         for key in ["message", "kind", "url"] {
