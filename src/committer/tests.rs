@@ -254,8 +254,7 @@ fn whoever_adds_work_does_not_get_the_room_that_was_given_away() {
     let bulk = |action| {
         Op::Bulk(Bulk {
             action,
-            filter: crate::store::Filter::default(),
-            expect: None,
+            jobs: crate::store::ops::Chosen::Listed(Vec::new()),
         })
     };
     let start = crate::job::RetryFrom::Start;
