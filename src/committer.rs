@@ -69,6 +69,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A store that has worked for this long starts with a short pause again.
 const PAUSE_KEPT: Duration = Duration::from_secs(60);
+/// By how much two clocks may differ over one sleep without one of them having been set.
+const DRIFT: Duration = Duration::from_millis(500);
 
 /// What the committer asks its engine, and tells it. Called by whoever leads, one at a time.
 pub(crate) trait Host: Send + Sync {
@@ -123,8 +125,8 @@ struct State {
     last_length: usize,
     is_led: bool,
     is_rung: bool,
-    /// The committer thread sleeps, at most until then.
-    asleep: Option<Option<Timestamp>>,
+    /// The committer thread sleeps.
+    asleep: Option<Sleep>,
     /// Nothing new is taken.
     is_closed: bool,
     /// The committer thread ends when the list is empty.
@@ -140,10 +142,26 @@ struct State {
     looks: Looks,
 }
 
-/// Whether who sleeps until then would be awake too late for `at`. One whose time has passed sleeps by a clock that was set forward since:
-/// he does not know of it before he looks again.
-fn is_late(until: Option<Timestamp>, at: Timestamp, now: Timestamp) -> bool {
-    until.is_none_or(|until| at < until || until <= now)
+/// A sleep of the committer thread.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sleep {
+    /// What it waits for; none: until it is rung.
+    until: Option<Timestamp>,
+    /// When it ends by the clock that it goes by; none: when it is rung, also by a fake clock.
+    ends: Option<Instant>,
+}
+
+impl Sleep {
+    /// Whether who sleeps like that would be awake too late for `at`. One whose time has passed sleeps by a clock that was set forward
+    /// since: he does not know of it before he looks again. The clock that he goes by may have stood still, too, with the machine.
+    fn is_late(self, at: Timestamp, now: Timestamp, passed: Instant) -> bool {
+        let needed = passed.checked_add(at.since(now) + DRIFT);
+        self.until.is_none_or(|until| at < until || until <= now)
+            || self
+                .ends
+                .zip(needed)
+                .is_some_and(|(ends, needed)| needed < ends)
+    }
 }
 
 impl Committer {
@@ -205,9 +223,10 @@ impl Committer {
     /// As [`Committer::ring`], unless it sleeps and will be awake at `at`.
     pub(crate) fn ring_before(&self, at: Timestamp) {
         let mut state = self.state.lock();
-        let now = self.clock.now();
+        let (now, passed) = (self.clock.now(), monotonic());
+        let is_late = |sleep: Sleep| sleep.is_late(at, now, passed);
         // Awake: it may have asked for its deadline before there was this one.
-        if state.asleep.is_none_or(|until| is_late(until, at, now)) {
+        if state.asleep.is_none_or(is_late) {
             state.is_rung = true;
             self.ring_if_asleep(&mut state);
         }
@@ -250,7 +269,7 @@ impl Committer {
         let mut state = self.state.lock();
         loop {
             if state.is_led {
-                state.asleep = Some(None);
+                state.asleep = Some(Sleep::default());
                 self.bell.wait(&mut state);
                 state.asleep = None;
                 continue;
@@ -302,19 +321,22 @@ impl Committer {
 
     /// Sleeps until the deadline or a ring, after a failure no longer than the pause.
     fn sleep(&self, state: &mut crate::sync::MutexGuard<'_, State>, deadline: Deadline) {
-        let now = self.clock.now();
+        let (now, passed) = (self.clock.now(), monotonic());
         let wait = |at: Option<Timestamp>, recheck| self.clock.sleep_for(at?.since(now), recheck);
         let exact = wait(deadline.exact, RECHECK);
         let lazy = wait(deadline.lazy, RECHECK_LAZY);
         let pause = state
             .retry_at
-            .map(|at| at.saturating_duration_since(monotonic()));
-        state.asleep = Some(deadline.earliest());
+            .map(|at| at.saturating_duration_since(passed));
         // Until a pause is over nothing is done, whatever is due.
         let wait = pause.or([exact, lazy].into_iter().flatten().min());
         let look = state.low.as_ref();
         let look = look.map(|low| low.look_at.saturating_duration_since(monotonic()));
         let wait = [wait, look].into_iter().flatten().min();
+        state.asleep = Some(Sleep {
+            until: deadline.earliest(),
+            ends: wait.and_then(|wait| passed.checked_add(wait)),
+        });
         match wait {
             Some(wait) => drop(self.bell.wait_for(state, wait)),
             None => self.bell.wait(state),
@@ -323,22 +345,18 @@ impl Committer {
     }
 
     fn give_up_lead(&self, host: &dyn Host) {
-        let now = self.clock.now();
+        let (now, passed) = (self.clock.now(), monotonic());
         let (deadline, wants_claims) = (host.deadline().earliest(), host.wants_claims(now));
         let mut state = self.state.lock();
         state.is_led = false;
-        let is_earlier =
-            |until: Option<Timestamp>| deadline.is_some_and(|at| is_late(until, at, now));
+        let is_late = |sleep: Sleep| deadline.is_some_and(|at| sleep.is_late(at, now, passed));
         let has_work = !state.list.is_empty()
             || state.is_rung
             || state.is_stopping
             || state.retry_at.is_some()
             || state.low.is_some()
             || wants_claims;
-        if state
-            .asleep
-            .is_some_and(|until| has_work || is_earlier(until))
-        {
+        if state.asleep.is_some_and(|sleep| has_work || is_late(sleep)) {
             state.is_rung = true;
             self.ring_if_asleep(&mut state);
         }

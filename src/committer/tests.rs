@@ -14,6 +14,14 @@ fn at(ms: i64) -> Timestamp {
     Timestamp::from_millis(ms)
 }
 
+/// A sleep that a fake clock ends.
+fn until(ms: i64) -> Sleep {
+    Sleep {
+        until: Some(at(ms)),
+        ends: None,
+    }
+}
+
 fn settled(job: i64, epoch: i64) -> Op {
     Op::Settle(Settle {
         id: JobId::from_i64(job),
@@ -134,7 +142,7 @@ fn during_a_pause_only_those_who_wait_are_taken() {
 fn the_sleeper_is_woken_for_what_comes_before_its_deadline_only() {
     let clock = Clock::fake(FakeClock::new(at(0)));
     let committer = Committer::new(Box::new(MemoryStore::new()), clock);
-    let rung = |asleep: Option<Option<Timestamp>>, is_led: bool, ring: &dyn Fn(&Committer)| {
+    let rung = |asleep: Option<Sleep>, is_led: bool, ring: &dyn Fn(&Committer)| {
         *committer.state.lock() = State {
             asleep,
             is_led,
@@ -145,10 +153,13 @@ fn the_sleeper_is_woken_for_what_comes_before_its_deadline_only() {
         (state.is_rung, state.asleep.is_none())
     };
     let before = |ms| move |committer: &Committer| committer.ring_before(at(ms));
-    let until = Some(Some(at(5)));
+    let until = Some(until(5));
     assert_eq!(rung(until, false, &before(4)), (true, true));
     assert_eq!(rung(until, false, &before(5)), (false, false));
-    assert_eq!(rung(Some(None), false, &before(5)), (true, true));
+    assert_eq!(
+        rung(Some(Sleep::default()), false, &before(5)),
+        (true, true)
+    );
     assert_eq!(rung(None, false, &before(5)), (true, true), "it is awake");
     assert_eq!(rung(until, false, &Committer::ring), (true, true));
     // Whoever leads wakes it when the lead is given up.
@@ -188,7 +199,7 @@ impl Host for Idle {
 fn who_gives_up_the_lead_wakes_the_sleeper_if_there_is_something_for_it() {
     let clock = Clock::fake(FakeClock::new(at(0)));
     let committer = Committer::new(Box::new(MemoryStore::new()), clock);
-    let wakes = |asleep: Option<Option<Timestamp>>, host: &Idle, state: State| {
+    let wakes = |asleep: Option<Sleep>, host: &Idle, state: State| {
         *committer.state.lock() = State {
             asleep,
             is_led: true,
@@ -204,13 +215,13 @@ fn who_gives_up_the_lead_wakes_the_sleeper_if_there_is_something_for_it() {
         deadline: Some(at(ms)),
         ..Idle::default()
     };
-    let until = Some(Some(at(5)));
+    let until = Some(until(5));
     let quiet = State::default;
     assert!(!wakes(until, &Idle::default(), quiet()));
     assert!(!wakes(until, &due(5), quiet()), "it wakes up then");
     assert!(wakes(until, &due(4), quiet()));
-    assert!(wakes(Some(None), &due(5), quiet()));
-    assert!(!wakes(Some(None), &Idle::default(), quiet()));
+    assert!(wakes(Some(Sleep::default()), &due(5), quiet()));
+    assert!(!wakes(Some(Sleep::default()), &Idle::default(), quiet()));
     assert!(!wakes(None, &due(4), quiet()), "it is awake");
     let claims = Idle {
         wants_claims: true,
@@ -231,18 +242,14 @@ fn who_gives_up_the_lead_wakes_the_sleeper_if_there_is_something_for_it() {
 /// The bug: whoever slept until a time that a clock had passed in a jump was not woken for what was due a second later.
 #[test]
 fn a_sleeper_whose_time_has_passed_is_late_for_everything() {
-    let at = Timestamp::from_millis;
-    for (until, due, now, expected) in [
-        (None, 5, 1, true),
-        (Some(9), 5, 1, true),
-        (Some(5), 9, 1, false),
-        (Some(5), 9, 7, true),
+    for (sleep, due, now, expected) in [
+        (Sleep::default(), 5, 1, true),
+        (until(9), 5, 1, true),
+        (until(5), 9, 1, false),
+        (until(5), 9, 7, true),
     ] {
-        assert_eq!(
-            is_late(until.map(at), at(due), at(now)),
-            expected,
-            "{until:?}"
-        );
+        let is_late = sleep.is_late(at(due), at(now), monotonic());
+        assert_eq!(is_late, expected, "{sleep:?}");
     }
 }
 
@@ -308,4 +315,37 @@ fn room_that_does_not_last_is_looked_for_more_and_more_seldom() {
     assert_eq!(look(&state), now + 2000 * MS);
     state.look_later(now, true);
     assert_eq!(look(&state), now + 4000 * MS);
+}
+
+/// The bug: it slept for 50 minutes, all but for retention. The machine stood still for 45 of them, and so did the clock that it went
+/// by: what a caller then enqueued for in 10 minutes was 40 minutes late.
+#[test]
+fn a_sleeper_whose_clock_has_stood_still_is_woken_for_what_comes_before_it_ends() {
+    const MINUTE: i64 = 60_000;
+    let now = at(45 * MINUTE);
+    let clock = Clock::fake(FakeClock::new(now));
+    let committer = Committer::new(Box::new(MemoryStore::new()), clock);
+    let sleep = Sleep {
+        until: Some(at(50 * MINUTE)),
+        ends: Some(monotonic() + Duration::from_secs(50 * 60)),
+    };
+    for (minutes, expected) in [(55, true), (90, true), (45 + 51, false)] {
+        let due = at(minutes * MINUTE);
+        let asleep = || State {
+            asleep: Some(sleep),
+            ..State::default()
+        };
+        *committer.state.lock() = asleep();
+        committer.ring_before(due);
+        assert_eq!(committer.state.lock().is_rung, expected, "{minutes}");
+        *committer.state.lock() = asleep();
+        let idle = Idle {
+            deadline: Some(due),
+            ..Idle::default()
+        };
+        committer.give_up_lead(&idle);
+        assert_eq!(committer.state.lock().is_rung, expected, "{minutes}");
+    }
+    // Rounding, and what the clocks differ by in an hour, wake nobody.
+    assert!(!sleep.is_late(at(50 * MINUTE), at(1), monotonic()));
 }
