@@ -107,12 +107,13 @@ struct Threads {
 }
 
 impl Engine {
-    /// Opens the store, recovers what a dead process left, and starts the threads.
+    /// Opens the store, recovers what a dead process left, and starts the threads. `slot`: where handlers find it.
     pub(crate) fn open(
         config: Config,
         registry: Registry,
         clock: Clock,
         open_outlet: Option<OpenOutlet>,
+        slot: &OnceLock<Weak<Engine>>,
     ) -> Result<Arc<Engine>> {
         config.validate()?;
         let began = clock.now();
@@ -166,6 +167,8 @@ impl Engine {
         if let Some(open) = open_outlet {
             engine.open_outlet(open)?;
         }
+        // A job that waited in the file may be entered before we return. It is unset: each builder opens once.
+        slot.set(engine.me.clone()).ok();
         // Last: once there are threads, the engine goes only by a shutdown.
         if let Err(error) = engine.start(wake) {
             engine.abort();

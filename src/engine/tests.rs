@@ -28,13 +28,15 @@ use crate::time::{Clock, Moment, Timestamp};
 use crate::transition::{self, Edge, Flags, Input, JobRow};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+const ONE: Phase<()> = Phase::new("one");
 
 /// Writes down what it is told.
 struct Stub {
-    engine: OnceLock<Weak<Engine>>,
+    engine: Arc<OnceLock<Weak<Engine>>>,
     /// How many jobs were under way each time.
     arrived: (Sender<usize>, Receiver<usize>),
     not_recorded: Mutex<Vec<DeliveryId>>,
+    on_look: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Outlet for Stub {
@@ -53,7 +55,9 @@ impl Outlet for Stub {
         self.not_recorded.lock().push(attempted.id);
     }
 
-    fn look(&self) {}
+    fn look(&self) {
+        (self.on_look)();
+    }
 
     fn again(&self) -> Option<Moment> {
         None
@@ -70,21 +74,40 @@ impl Outlet for Stub {
 
 /// A queue in memory whose jobs end at once, and what its outlet was told. Without workers if nothing is to run.
 fn open(workers: usize) -> (Arc<Engine>, Arc<Stub>) {
+    let job_type = JobType::<Value>::new("job").phase(ONE, |_| Ok(()));
+    let slot = Arc::default();
+    open_at(Location::Memory, workers, job_type, &slot, || {})
+}
+
+fn open_at(
+    location: Location,
+    workers: usize,
+    job_type: JobType<Value, ()>,
+    slot: &Arc<OnceLock<Weak<Engine>>>,
+    on_look: impl Fn() + Send + Sync + 'static,
+) -> (Arc<Engine>, Arc<Stub>) {
     let mut registry = Registry::default();
-    let job_type = JobType::<Value>::new("job").phase(Phase::<()>::new("one"), |_| Ok(()));
     registry.add(job_type.into_def()).expect("a sound type");
-    let mut config = Config::new(Location::Memory);
+    let mut config = Config::new(location);
     config.workers = workers;
     let stub = Arc::new(Stub {
-        engine: OnceLock::new(),
+        engine: slot.clone(),
         arrived: unbounded(),
         not_recorded: Mutex::default(),
+        on_look: Box::new(on_look),
     });
     let outlet = stub.clone();
     let open: OpenOutlet = Box::new(move |_: Office| outlet as Arc<dyn Outlet>);
-    let engine = Engine::open(config, registry, Clock::system(), Some(open)).expect("it opens");
-    assert!(stub.engine.set(Arc::downgrade(&engine)).is_ok());
+    let engine =
+        Engine::open(config, registry, Clock::system(), Some(open), slot).expect("it opens");
     (engine, stub)
+}
+
+fn job() -> PlannedJob {
+    PlannedJob {
+        job: NewJob::new("job", &1).expect("JSON"),
+        plan: None,
+    }
 }
 
 fn close(engine: &Engine) {
@@ -319,5 +342,32 @@ fn the_progress_of_a_job_that_another_process_has_ended_is_forgotten() {
     assert_eq!(engine.bus.progress_after(0).0.len(), 1);
     phase_committed(&engine, &row, None);
     assert!(engine.bus.progress_after(0).0.is_empty());
+    close(&engine);
+}
+
+/// It was told that the queue was not open yet: a job that had waited in the file to enqueue others failed, and so did a plan.
+#[test]
+fn a_handler_that_runs_before_the_opening_is_over_has_its_queue() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = || Location::File(dir.path().join("jobs.db"));
+    let idle = JobType::<Value>::new("job").phase(ONE, |_| Ok(()));
+    let (engine, _) = open_at(file(), 0, idle, &Arc::default(), || {});
+    engine.call(Op::Enqueue(vec![job()])).expect("it is stored");
+    close(&engine);
+
+    let slot: Arc<OnceLock<Weak<Engine>>> = Arc::default();
+    let (tell, told) = unbounded();
+    let own = slot.clone();
+    let parent = JobType::<Value>::new("job").phase(ONE, move |_| {
+        let engine = own.get().and_then(Weak::upgrade);
+        tell.send(engine.is_some_and(|engine| engine.ask(Op::Probe).is_ok()))
+            .ok();
+        Ok(())
+    });
+    let (pass_on, answered) = unbounded();
+    // Called by the opening, and so it is not over before the handler has run.
+    let on_look = move || drop(pass_on.send(told.recv_timeout(PATIENCE)));
+    let (engine, _) = open_at(file(), 1, parent, &slot, on_look);
+    assert_eq!(answered.recv_timeout(PATIENCE), Ok(Ok(true)));
     close(&engine);
 }

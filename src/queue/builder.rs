@@ -203,9 +203,7 @@ impl Builder {
         #[cfg(feature = "http")]
         let listener = self.listener()?;
         let clock = self.clock.unwrap_or_else(Clock::system);
-        let engine = Engine::open(self.config, self.registry, clock, outlet)?;
-        // A builder opens once: it is consumed here.
-        self.slot.set(Arc::downgrade(&engine)).ok();
+        let engine = Engine::open(self.config, self.registry, clock, outlet, &self.slot)?;
         let queue = JobQueue::new(engine);
         #[cfg(feature = "http")]
         if let (Some(http), Some(listener)) = (&self.http, listener) {

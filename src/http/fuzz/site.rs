@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use serde_json::{Value, json};
 
@@ -42,7 +42,8 @@ fn site(location: Location, token: Option<&str>) -> Site {
     let mut config = Config::new(location);
     config.durability = Durability::Normal;
     config.workers = 1;
-    let engine = Engine::open(config, registry, Clock::system(), None).expect("a queue");
+    let engine =
+        Engine::open(config, registry, Clock::system(), None, &OnceLock::new()).expect("a queue");
     fill(&engine, JOBS);
     let mut config = HttpConfig::new("127.0.0.1:0").allow_origin("https://admin.example.com");
     if let Some(token) = token {
