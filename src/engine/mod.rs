@@ -163,6 +163,8 @@ impl Engine {
             recorder,
             outlet: OnceLock::new(),
         });
+        // Moved here, so that it is dropped before the engine's lock: the next owner's socket has the same name.
+        let listener = wake;
         engine.prepare(predecessor.as_ref())?;
         if let Some(open) = open_outlet {
             engine.open_outlet(open)?;
@@ -170,7 +172,7 @@ impl Engine {
         // A job that waited in the file may be entered before we return. It is unset: each builder opens once.
         slot.set(engine.me.clone()).ok();
         // Last: once there are threads, the engine goes only by a shutdown.
-        if let Err(error) = engine.start(wake) {
+        if let Err(error) = engine.start(listener) {
             engine.abort();
             return Err(error);
         }

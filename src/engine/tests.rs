@@ -1,6 +1,7 @@
 //! What the engine makes of commits, looked at from inside.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -370,4 +371,36 @@ fn a_handler_that_runs_before_the_opening_is_over_has_its_queue() {
     let (engine, _) = open_at(file(), 1, parent, &slot, on_look);
     assert_eq!(answered.recv_timeout(PATIENCE), Ok(Ok(true)));
     close(&engine);
+}
+
+/// Looks whether a file is there when it is dropped.
+struct Witness(std::path::PathBuf, Sender<bool>);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.1.send(self.0.exists()).ok();
+    }
+}
+
+/// The lock was let go first: whoever got it next had bound its own socket there when ours was removed by its name.
+#[test]
+fn an_opening_that_fails_removes_its_socket_before_it_lets_the_file_go() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("jobs.db");
+    let (tell, told) = unbounded();
+    // Goes with the registry, which the engine drops before its lock.
+    let witness = Witness(dir.path().join("jobs.db-wake"), tell);
+    let job_type = JobType::<Value>::new("job").phase(ONE, move |_| {
+        let _ = &witness;
+        Ok(())
+    });
+    let mut registry = Registry::default();
+    registry.add(job_type.into_def()).expect("a sound type");
+    // An error leaves the same way.
+    let outlet: OpenOutlet = Box::new(|_: Office| panic!("on purpose"));
+    let config = Config::new(Location::File(path));
+    let slot = OnceLock::new();
+    let open = || Engine::open(config, registry, Clock::system(), Some(outlet), &slot);
+    assert!(catch_unwind(AssertUnwindSafe(open)).is_err());
+    assert_eq!(told.try_recv(), Ok(false), "it is removed by then");
 }
