@@ -411,6 +411,10 @@ impl Engine {
                     );
                     self.state.lock().set_paused(job_type, paused);
                 }
+                if !paused {
+                    // Also when nothing was paused: somebody has looked.
+                    self.state.lock().claim_failure = None;
+                }
                 self.give_back_paused();
             }
             (_, Ok(_) | Err(_)) => {}

@@ -87,7 +87,7 @@ struct State {
     is_stopping: bool,
     /// The store's last failure, until it works again.
     store_health: StoreHealth,
-    /// A due job that cannot be read, until somebody resumes the queue.
+    /// A due job that cannot be read, or an outcome that was lost, until somebody resumes the queue or a type.
     claim_failure: Option<String>,
     poison: Option<String>,
     /// Jobs whose plan is being made, or not on disk yet.

@@ -72,10 +72,13 @@ impl State {
 
     /// What look number `look` has seen, unless a later one has been here.
     pub(super) fn take_pauses(&mut self, look: u64, is_paused: bool, types: HashSet<Arc<str>>) {
-        self.claim_failure = None;
         self.backlog.unknown();
         if look < self.look {
             return;
+        }
+        let is_resumed = self.is_paused && !is_paused || !self.paused_types.is_subset(&types);
+        if is_resumed {
+            self.claim_failure = None;
         }
         (self.look, self.is_paused, self.paused_types) = (look, is_paused, types);
         let is_open = |claimable: &&Claimable| {

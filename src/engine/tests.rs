@@ -404,3 +404,42 @@ fn an_opening_that_fails_removes_its_socket_before_it_lets_the_file_go() {
     assert!(catch_unwind(AssertUnwindSafe(open)).is_err());
     assert_eq!(told.try_recv(), Ok(false), "it is removed by then");
 }
+
+/// The stop after an outcome was lost ended with the bell of any other process, and with any pause, before somebody had looked.
+#[test]
+fn only_who_resumes_lifts_the_stop_after_an_outcome_was_lost() {
+    let (engine, _) = open(0);
+    let stops = || engine.state.lock().claim_failure.is_some();
+    let set_paused = |name: Option<&str>, paused| {
+        let job_type = name.map(Arc::from);
+        let done = engine.call(Op::SetPaused { job_type, paused });
+        done.expect("it is stored");
+    };
+    for job_type in [None, Some("job")] {
+        engine.claims_failed(&damaged());
+        engine.follow_bell();
+        assert!(stops(), "after a bell");
+        set_paused(job_type, true);
+        assert!(stops(), "after a pause");
+        engine.follow_bell();
+        assert!(stops(), "nothing has changed");
+        set_paused(job_type, false);
+        assert!(!stops(), "resumed");
+        engine.claims_failed(&damaged());
+        set_paused(job_type, false);
+        assert!(!stops(), "resumed, although it was not paused");
+
+        // By another process.
+        engine.claims_failed(&damaged());
+        let types = HashSet::from_iter(job_type.map(Arc::from));
+        let mut state = engine.state.lock();
+        for (is_paused, types) in [(job_type.is_none(), types), (false, HashSet::new())] {
+            assert!(state.claim_failure.is_some(), "not resumed yet");
+            let look = state.next_look();
+            state.take_pauses(look, is_paused, types);
+        }
+        drop(state);
+        assert!(!stops(), "resumed by another process");
+    }
+    close(&engine);
+}
