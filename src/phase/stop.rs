@@ -74,7 +74,9 @@ impl StopFlag {
     pub(crate) fn sleep(self: &Arc<StopFlag>, clock: &Clock, duration: Duration) -> bool {
         let flag = Arc::downgrade(self);
         clock.on_step(move || flag.upgrade().map(|flag| flag.notify()).is_some());
-        let (until, started) = (clock.now().after(duration), monotonic());
+        // By the time that has passed: a clock that is set ends no sleep.
+        let (until, started) = (clock.moment().after(duration), monotonic());
+        let is_over = || clock.moment().passed.as_millis() >= until.passed.as_millis();
         let mut guard = self.lock.lock();
         loop {
             if self.is_set() {
@@ -86,7 +88,7 @@ impl StopFlag {
                     Some(left) if !left.is_zero() => drop(self.wake.wait_for(&mut guard, left)),
                     _ => return true,
                 },
-                None if clock.now() >= until => return true,
+                None if is_over() => return true,
                 None => self.wake.wait(&mut guard),
             }
         }

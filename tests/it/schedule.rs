@@ -390,6 +390,31 @@ fn a_clock_that_jumps_ahead_runs_each_waiting_job_once() {
     assert_sound(&scene.queue);
 }
 
+/// No time passes by that: a sleep of a minute took none, and a test that jumps to next year saw handlers give up waiting.
+#[test]
+fn a_clock_that_is_set_ahead_ends_no_sleep_of_a_handler() {
+    let (tell, inside) = unbounded();
+    let scene = Scene::new(JobType::<Value>::new("sleeper").phase(ONE, move |cx| {
+        tell.send(()).unwrap();
+        cx.sleep(60 * S)?;
+        Ok(Value::Null)
+    }));
+    let id = scene.enqueue(|job| job);
+    scene.harness.recv(&inside);
+    // It falls asleep during one of them, and the others must not wake it.
+    for _ in 0..20 {
+        scene.harness.clock().step_forward(3600 * S);
+        let quick = &scene.quick;
+        scene.harness.run_one(&scene.queue, quick, &Value::Null);
+    }
+    let status = scene.queue.status(id).unwrap();
+    assert_eq!(status, Some(JobStatus::Running));
+    scene.harness.until("it has slept", || {
+        scene.advance(60 * S);
+        scene.queue.status(id).unwrap() == Some(JobStatus::Completed)
+    });
+}
+
 /// The first of them was handed to an idle worker before the others were looked at.
 #[test]
 fn of_jobs_that_are_enqueued_together_the_most_important_starts_first() {
