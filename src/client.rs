@@ -25,8 +25,8 @@ use crate::sync::Mutex;
 use crate::time::{Clock, Timestamp};
 
 /// Enqueues, cancels, retries and inspects jobs in the file of a queue that another process runs, or none at present. The
-/// running process notices at once; where it could not make the socket beside the file (its log has a warning), with its next
-/// commit. Where the system's clock is behind the file, a client goes on from the newest event there, and so may be behind the queue
+/// running process notices at once; where it could not make the socket beside the file (its log has a warning), within a
+/// second. Where the system's clock is behind the file, a client goes on from the newest event there, and so may be behind the queue
 /// by as long as that has been idle: its delays and deadlines count from then. On a full disk a client that adds work is refused, as
 /// callers of the queue are.
 ///

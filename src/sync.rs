@@ -23,5 +23,5 @@ pub(crate) use chosen::{
 };
 #[cfg(all(test, stepwell_shuttle))]
 pub(crate) use model::passed;
-#[cfg(all(any(feature = "signals", not(unix)), not(all(test, stepwell_shuttle))))]
+#[cfg(all(feature = "signals", not(all(test, stepwell_shuttle))))]
 pub(crate) use real::{RecvTimeoutError, bounded};

@@ -100,6 +100,10 @@ impl Host for Engine {
 
     fn committed(&self, ops: Vec<Op>, committed: &mut Committed, took: Duration, now: Timestamp) {
         self.window.commit_took(took);
+        if committed.has_news {
+            // Its bell may not have been heard: the process may have died before it rang.
+            self.ring_own_bell();
+        }
         if !committed.mail.is_empty() {
             // First: who ends the queue must not find its jobs over, and the deliveries of their end untold.
             self.tell_outlet(|outlet| outlet.arrived(&committed.mail));

@@ -27,7 +27,7 @@ use crate::event::{Plan, Seq};
 use crate::job::{InterruptionReason, JobId, JobStatus};
 use crate::live::{GRACE, Left, LiveTable, Offer};
 use crate::outlet::{CLOSE_GRACE, Office, OpenOutlet, Outlet};
-use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeListener, WakeStopper};
+use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeBell, WakeListener};
 use crate::phase::Registry;
 use crate::phase::stop::StopReason;
 use crate::pool::{Desk, Pool};
@@ -59,6 +59,8 @@ pub(crate) struct Engine {
     /// To the workers; none after they were told to end.
     ready: Mutex<Option<Sender<Offer>>>,
     recorder: Option<Recorder>,
+    /// Has us look at what other processes have changed, as they do.
+    own_bell: OnceLock<WakeBell>,
     /// Who sends deliveries, if somebody does.
     outlet: OnceLock<Arc<dyn Outlet>>,
     state: Mutex<State>,
@@ -102,7 +104,7 @@ struct State {
 #[derive(Default)]
 struct Threads {
     committer: Option<JoinHandle<()>>,
-    wake: Option<(JoinHandle<()>, WakeStopper)>,
+    wake: Option<JoinHandle<()>>,
     owner: Option<Owner>,
 }
 
@@ -124,7 +126,7 @@ impl Engine {
                 let (owner, predecessor) = Owner::acquire(&path, began)?;
                 let store =
                     SqliteStore::open_with_reserve(&path, config.durability, config.reserve_bytes)?;
-                let wake = WakeListener::bind(&path)?;
+                let wake = Some(WakeListener::bind(&path));
                 (Box::new(store), Some(owner), Some(predecessor), wake)
             }
         };
@@ -161,6 +163,7 @@ impl Engine {
             reader,
             window,
             recorder,
+            own_bell: OnceLock::new(),
             outlet: OnceLock::new(),
         });
         // Moved here, so that it is dropped before the engine's lock: the next owner's socket has the same name.
@@ -280,12 +283,14 @@ impl Engine {
             self.start_worker()?;
         }
         if let Some(wake) = wake {
-            let stopper = wake.stopper().map_err(|error| {
+            let bell = wake.bell().map_err(|error| {
                 Error::new(ErrorKind::Storage, "the wake-up socket cannot be used")
                     .with_source(error)
             })?;
+            // It is unset: an engine is started once.
+            self.own_bell.set(bell).ok();
             let thread = self.thread("stepwell-wake", move |engine| engine.listen(&wake))?;
-            self.threads.lock().wake = Some((thread, stopper));
+            self.threads.lock().wake = Some(thread);
         }
         // Last: from now on jobs are claimed.
         let committer = self.thread("stepwell-commit", |engine| engine.committer.run(engine))?;
@@ -456,6 +461,13 @@ impl Engine {
         }
     }
 
+    /// Has the thread that listens for other processes look at what they have changed. Nobody waits for it.
+    fn ring_own_bell(&self) {
+        if let Some(bell) = self.own_bell.get() {
+            bell.ring();
+        }
+    }
+
     /// Offers a phase to the workers.
     fn offer(&self, offer: Offer) {
         // Cloned, so that no lock is held while sending.
@@ -485,10 +497,9 @@ impl Engine {
             let mut threads = self.threads.lock();
             (threads.committer.take(), threads.wake.take())
         };
-        let wake = wake.map(|(thread, stopper)| {
-            stopper.stop();
-            thread
-        });
+        if let Some(bell) = self.own_bell.get() {
+            bell.stop();
+        }
         for thread in [committer, wake].into_iter().flatten() {
             if thread.thread().id() != crate::sync::current_thread() && thread.join().is_err() {
                 log::error!("a thread of the queue ended by a panic");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::committer::Host;
-use crate::config::{Config, Location, Retention};
+use crate::config::{Config, Durability, Location, Retention};
 use crate::delivery::{DeliveryId, EndpointSpec, Kinds};
 use crate::engine::{Engine, State};
 use crate::error::{Error, ErrorKind};
@@ -20,12 +20,13 @@ use crate::outlet::{Office, OpenOutlet, Outlet};
 use crate::phase::stop::StopReason;
 use crate::phase::{JobType, Phase, Registry};
 use crate::retention::Pruner;
-use crate::store::ops::{Claimed, Op, PlannedJob, Settle, Source};
+use crate::store::ops::{ClaimRequest, Claimed, Op, PlannedJob, Settle, Source};
 use crate::store::outbox::{Attempted, Verdict};
-use crate::store::seam::Committed;
-use crate::store::{Details, Done};
-use crate::sync::{Mutex, Receiver, Sender, unbounded};
-use crate::time::{Clock, Moment, Timestamp};
+use crate::store::seam::{self, Committed};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Details, Done, Store};
+use crate::sync::{Mutex, Receiver, Sender, pause as pause_for, unbounded};
+use crate::time::{Clock, Moment, Timestamp, monotonic};
 use crate::transition::{self, Edge, Flags, Input, JobRow};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -367,7 +368,9 @@ fn a_handler_that_runs_before_the_opening_is_over_has_its_queue() {
     });
     let (pass_on, answered) = unbounded();
     // Called by the opening, and so it is not over before the handler has run.
-    let on_look = move || drop(pass_on.send(told.recv_timeout(PATIENCE)));
+    let on_look = move || {
+        pass_on.send(told.recv_timeout(PATIENCE)).ok();
+    };
     let (engine, _) = open_at(file(), 1, parent, &slot, on_look);
     assert_eq!(answered.recv_timeout(PATIENCE), Ok(Ok(true)));
     close(&engine);
@@ -441,5 +444,37 @@ fn only_who_resumes_lifts_the_stop_after_an_outcome_was_lost() {
         drop(state);
         assert!(!stops(), "resumed by another process");
     }
+    close(&engine);
+}
+
+/// It is not in the log, so its number would not have told; and whose claims went on then nobody knew.
+#[test]
+fn a_pause_that_nobody_rang_for_is_noticed_with_the_next_commit() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("jobs.db");
+    let job_type = JobType::<Value>::new("job").phase(ONE, |_| Ok(()));
+    let location = Location::File(path.clone());
+    let (engine, _) = open_at(location, 0, job_type, &Arc::default(), || {});
+    let looks = engine.state.lock().looks;
+    for _ in 0..3 {
+        engine.call(Op::Probe).expect("it is written");
+    }
+    let mut other = SqliteStore::open(&path, Durability::Normal).expect("a second connection");
+    let pause = [Op::SetPaused {
+        job_type: None,
+        paused: true,
+    }];
+    let done = other.transact(&mut |rows| {
+        seam::run(rows, &pause, &ClaimRequest::default(), engine.now(), 1).map(drop)
+    });
+    done.expect("it is written");
+    engine.call(Op::Probe).expect("it is written");
+    let until = monotonic() + PATIENCE;
+    while !engine.state.lock().is_paused {
+        assert!(monotonic() < until, "it is noticed");
+        pause_for(Duration::from_millis(1));
+    }
+    let looked = engine.state.lock().looks - looks;
+    assert_eq!(looked, 1, "what it writes itself is no news");
     close(&engine);
 }

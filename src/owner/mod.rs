@@ -45,7 +45,7 @@ use crate::sync::{self, AtomicBool, Ordering};
 use crate::time::Timestamp;
 
 pub(crate) use recorder::{Inside, Recorder};
-pub(crate) use wake::{Wake, WakeListener, WakeStopper, ring};
+pub(crate) use wake::{Wake, WakeBell, WakeListener, ring};
 
 const PID_BYTES: u64 = 64;
 const HEADER_BYTES: usize = 128;

@@ -163,7 +163,7 @@ fn the_files_beside_are_private() {
     let dir = tempfile::tempdir().unwrap();
     let db = dir.path().join("jobs.db");
     let _owner = busy_owner(&db);
-    let _listener = WakeListener::bind(&db).unwrap().unwrap();
+    let _listener = WakeListener::bind(&db);
     for suffix in ["-owner", "-wake"] {
         let mode = std::fs::metadata(beside(&db, suffix))
             .unwrap()
@@ -180,8 +180,8 @@ fn a_ring_wakes_the_owner_and_a_stop_ends_it() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(&directory)).unwrap();
         let db = dir.path().join(&directory).join("jobs.db");
-        let listener = WakeListener::bind(&db).unwrap().unwrap();
-        let stopper = listener.stopper().unwrap();
+        let listener = WakeListener::bind(&db);
+        let bell = listener.bell().unwrap();
         let (tx, rx) = unbounded();
         let thread = spawn("listener", move || {
             loop {
@@ -205,7 +205,7 @@ fn a_ring_wakes_the_owner_and_a_stop_ends_it() {
             std::fs::remove_file(beside(&db, "-wake")).unwrap();
             ring(&db);
         }
-        stopper.stop();
+        bell.stop();
         while rx.recv_timeout(wait).unwrap() == Wake::Rung {}
         thread.join().unwrap();
     }

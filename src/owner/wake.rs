@@ -1,12 +1,18 @@
 //! How other processes wake the one that runs jobs, without anybody polling. L3.
 //!
 //! On Unix a datagram socket stands beside the file as `<db>-wake`; a datagram says "look" and nothing else. The kernel keeps a
-//! few of them, so a ring is never lost: when its queue is full, the owner will look anyway. Elsewhere the owner looks once a
-//! second whether the log has grown.
+//! few of them, so a ring is never lost: when its queue is full, the owner will look anyway. A client that dies behind its commit
+//! does not ring: the owner's next commit finds that out, and the owner rings its own bell. Where there is no such socket (elsewhere,
+//! and on file systems that have none) the owner looks once a second.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::error::Result;
+use crate::sync::{Condvar, Mutex};
+
+/// Where nobody can ring. A look costs a few reads.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +21,102 @@ pub(crate) enum Wake {
     Stopped,
 }
 
-#[cfg(unix)]
-pub(crate) use unix::{WakeListener, WakeStopper};
+/// Hears that another process has written to the file.
+pub(crate) enum WakeListener {
+    #[cfg(unix)]
+    Socket(unix::Listener),
+    Looks(Arc<Looks>),
+}
+
+/// Wakes a listener of the same process.
+pub(crate) enum WakeBell {
+    #[cfg(unix)]
+    Socket(unix::Bell),
+    Looks(Arc<Looks>),
+}
+
+impl WakeListener {
+    /// The caller holds the owner lock, so what stands at the socket's name is a dead one's.
+    pub(crate) fn bind(db: &Path) -> WakeListener {
+        #[cfg(unix)]
+        match unix::Listener::bind(db) {
+            Ok(listener) => return WakeListener::Socket(listener),
+            Err(error) => log::warn!(
+                "{}: other processes cannot wake this one, which looks once a second instead: {error}",
+                db.display()
+            ),
+        }
+        #[cfg(not(unix))]
+        let _ = db;
+        WakeListener::Looks(Arc::default())
+    }
+
+    /// Blocks until somebody rings, and takes in what has queued up meanwhile.
+    pub(crate) fn wait(&self) -> Wake {
+        match self {
+            #[cfg(unix)]
+            WakeListener::Socket(listener) => listener.wait(),
+            WakeListener::Looks(looks) => looks.wait(),
+        }
+    }
+
+    pub(crate) fn bell(&self) -> std::io::Result<WakeBell> {
+        match self {
+            #[cfg(unix)]
+            WakeListener::Socket(listener) => listener.bell().map(WakeBell::Socket),
+            WakeListener::Looks(looks) => Ok(WakeBell::Looks(looks.clone())),
+        }
+    }
+}
+
+impl WakeBell {
+    /// As another process does. Never blocks.
+    pub(crate) fn ring(&self) {
+        match self {
+            #[cfg(unix)]
+            WakeBell::Socket(bell) => bell.ring(),
+            WakeBell::Looks(looks) => looks.ring(Wake::Rung),
+        }
+    }
+
+    /// Ends the wait of the listener for good.
+    pub(crate) fn stop(&self) {
+        match self {
+            #[cfg(unix)]
+            WakeBell::Socket(bell) => bell.stop(),
+            WakeBell::Looks(looks) => looks.ring(Wake::Stopped),
+        }
+    }
+}
+
+/// Wakes up by itself.
+#[derive(Default)]
+pub(crate) struct Looks {
+    rung: Mutex<Option<Wake>>,
+    bell: Condvar,
+}
+
+impl Looks {
+    fn wait(&self) -> Wake {
+        let mut rung = self.rung.lock();
+        if rung.is_none() {
+            self.bell.wait_for(&mut rung, LOOK);
+        }
+        if *rung == Some(Wake::Stopped) {
+            return Wake::Stopped;
+        }
+        *rung = None;
+        Wake::Rung
+    }
+
+    fn ring(&self, wake: Wake) {
+        let mut rung = self.rung.lock();
+        if *rung != Some(Wake::Stopped) {
+            *rung = Some(wake);
+        }
+        self.bell.notify_one();
+    }
+}
 
 /// Tells the process that runs jobs on this file, if there is one, to look. Best effort, and never blocks.
 pub(crate) fn ring(db: &Path) {
@@ -34,61 +134,46 @@ mod unix {
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
 
-    use super::{Result, Wake};
+    use super::Wake;
     use crate::owner::beside;
     use crate::sync::{AtomicBool, Ordering};
 
     /// `sun_path` has 104 bytes on BSDs, 108 on Linux, with a zero at the end.
     const PATH_BYTES_MAX: usize = 100;
 
-    pub(crate) struct WakeListener {
+    pub(crate) struct Listener {
         socket: UnixDatagram,
         path: PathBuf,
         is_stopped: Arc<AtomicBool>,
     }
 
-    /// Ends the wait of a listener.
-    pub(crate) struct WakeStopper {
+    pub(crate) struct Bell {
         /// Connected to the listener's socket: works also when its name has been removed.
         socket: UnixDatagram,
         is_stopped: Arc<AtomicBool>,
     }
 
-    impl WakeListener {
-        /// Binds the socket; the caller holds the owner lock, so what stands there is a dead one's. None where it cannot be
-        /// bound: then other processes wake nobody, and their jobs start with the next commit of this one.
-        pub(crate) fn bind(db: &Path) -> Result<Option<WakeListener>> {
+    impl Listener {
+        pub(super) fn bind(db: &Path) -> std::io::Result<Listener> {
             let path = beside(db, "-wake");
             if let Err(error) = std::fs::remove_file(&path)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
                 log::warn!("{}: cannot be removed: {error}", path.display());
             }
-            let bound = with_short_path(&path, |short| UnixDatagram::bind(short));
-            match bound {
-                Ok(socket) => {
-                    let only_us = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-                    if let Err(error) = std::fs::set_permissions(&path, only_us) {
-                        log::warn!("{}: its mode cannot be set: {error}", path.display());
-                    }
-                    Ok(Some(WakeListener {
-                        socket,
-                        path,
-                        is_stopped: Arc::default(),
-                    }))
-                }
-                Err(error) => {
-                    log::warn!(
-                        "{}: other processes cannot wake this one: {error}",
-                        path.display()
-                    );
-                    Ok(None)
-                }
+            let socket = with_short_path(&path, |short| UnixDatagram::bind(short))?;
+            let only_us = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            if let Err(error) = std::fs::set_permissions(&path, only_us) {
+                log::warn!("{}: its mode cannot be set: {error}", path.display());
             }
+            Ok(Listener {
+                socket,
+                path,
+                is_stopped: Arc::default(),
+            })
         }
 
-        /// Blocks until somebody rings, and takes in what has queued up meanwhile.
-        pub(crate) fn wait(&self) -> Wake {
+        pub(super) fn wait(&self) -> Wake {
             let mut byte = [0; 1];
             let received = uninterrupted(|| self.socket.recv(&mut byte));
             if self.is_stopped.load(Ordering::Acquire) {
@@ -109,27 +194,33 @@ mod unix {
             }
         }
 
-        pub(crate) fn stopper(&self) -> std::io::Result<WakeStopper> {
+        pub(super) fn bell(&self) -> std::io::Result<Bell> {
             let socket = UnixDatagram::unbound()?;
+            socket.set_nonblocking(true)?;
             with_short_path(&self.path, |short| socket.connect(short))?;
-            Ok(WakeStopper {
+            Ok(Bell {
                 socket,
                 is_stopped: self.is_stopped.clone(),
             })
         }
     }
 
-    impl Drop for WakeListener {
+    impl Drop for Listener {
         fn drop(&mut self) {
             // A next owner may have bound its own there, but only after we let the lock go, which is later.
             std::fs::remove_file(&self.path).ok();
         }
     }
 
-    impl WakeStopper {
-        pub(crate) fn stop(&self) {
+    impl Bell {
+        pub(super) fn ring(&self) {
+            // When the queue is full, the listener is about to empty it, and looks.
+            self.socket.send(&[1]).ok();
+        }
+
+        pub(super) fn stop(&self) {
             self.is_stopped.store(true, Ordering::Release);
-            // Blocking: when the queue is full, the listener is about to empty it.
+            // The same: it finds that it is stopped when it does.
             self.socket.send(&[0]).ok();
         }
     }
@@ -144,7 +235,6 @@ mod unix {
         }
     }
 
-    /// Sockets have short names. On Linux a long one is reached through its opened directory.
     /// Again, as often as a signal ends the call whose handler does not ask for calls to go on.
     fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
         loop {
@@ -166,6 +256,7 @@ mod unix {
         assert_eq!(uninterrupted(&mut call).ok(), Some(7));
     }
 
+    /// Sockets have short names. On Linux a long one is reached through its opened directory.
     fn with_short_path<T>(
         path: &Path,
         act: impl FnOnce(&Path) -> std::io::Result<T>,
@@ -179,50 +270,5 @@ mod unix {
         let directory = File::open(directory)?;
         let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
         act(&short)
-    }
-}
-
-#[cfg(not(unix))]
-pub(crate) use elsewhere::{WakeListener, WakeStopper};
-
-#[cfg(not(unix))]
-mod elsewhere {
-    use std::path::Path;
-    use std::time::Duration;
-
-    use super::{Result, Wake};
-    use crate::sync::{Receiver, Sender, bounded};
-
-    const LOOK: Duration = Duration::from_secs(1);
-
-    pub(crate) struct WakeListener {
-        stopped: Receiver<()>,
-        stopper: Sender<()>,
-    }
-
-    pub(crate) struct WakeStopper(Sender<()>);
-
-    impl WakeListener {
-        pub(crate) fn bind(_db: &Path) -> Result<Option<WakeListener>> {
-            let (stopper, stopped) = bounded(1);
-            Ok(Some(WakeListener { stopped, stopper }))
-        }
-
-        pub(crate) fn wait(&self) -> Wake {
-            match self.stopped.recv_timeout(LOOK) {
-                Ok(()) => Wake::Stopped,
-                Err(_) => Wake::Rung,
-            }
-        }
-
-        pub(crate) fn stopper(&self) -> std::io::Result<WakeStopper> {
-            Ok(WakeStopper(self.stopper.clone()))
-        }
-    }
-
-    impl WakeStopper {
-        pub(crate) fn stop(&self) {
-            self.0.try_send(()).ok();
-        }
     }
 }

@@ -202,6 +202,8 @@ pub(crate) trait Rows: outbox::OutboxRows {
     fn undo(&mut self) -> Result<()>;
 
     fn head(&mut self) -> Result<Head>;
+    /// Whether another process may have committed something since this was asked last, in a transaction that was committed.
+    fn has_news(&mut self) -> bool;
     /// Jobs by the code of their status, counted and not read from the head.
     fn recount(&mut self) -> Result<[i64; 5]>;
     /// The tag stored with the event row `seq`, if it is there and was the last of its commit.

@@ -5,7 +5,7 @@ pub(crate) use std::thread::JoinHandle;
 pub(crate) use std::thread::ThreadId;
 
 pub(crate) use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
-#[cfg(any(feature = "signals", not(unix)))]
+#[cfg(feature = "signals")]
 pub(crate) use crossbeam_channel::{RecvTimeoutError, bounded};
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 

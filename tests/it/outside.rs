@@ -10,8 +10,11 @@ use std::time::Duration;
 use serde_json::Value;
 use stepwell::testing::FakeClock;
 use stepwell::{
-    CancelOutcome, Client, JobQueue, JobStatus, JobType, NewJob, Phase, RetryFrom, Timestamp,
+    CancelOutcome, Client, JobQueue, JobStatus, JobType, NewJob, Phase, RetryFrom, StopReason,
+    Timestamp,
 };
+
+use crate::support::{Harness, ONE};
 
 const ONLY: Phase<u32> = Phase::new("only");
 const LONG: Duration = Duration::from_secs(30);
@@ -146,4 +149,78 @@ fn a_worker_that_was_not_replaced_goes_on_when_its_handler_returns() {
     go.send(()).unwrap();
     let id = other.enqueue(&Value::Null).unwrap();
     assert_eq!(other.wait(id, LONG).unwrap(), 1);
+}
+
+fn plain() -> JobType<Value, Value> {
+    JobType::<Value>::new("plain").phase(ONE, |_| Ok(Value::Null))
+}
+
+/// Its handlers say that they are inside, and then why they were to stop.
+fn long() -> (JobType<Value, Value>, Receiver<Option<StopReason>>) {
+    let (tell, told) = channel();
+    let tell = Mutex::new(tell);
+    let job_type = JobType::<Value>::new("long").phase(ONE, move |cx| {
+        let tell = tell.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        tell.send(None).unwrap();
+        cx.sleep(LONG).ok();
+        tell.send(cx.stop_reason()).unwrap();
+        Ok(Value::Null)
+    });
+    (job_type, told)
+}
+
+/// A client that dies behind its commit rings nobody. What it had enqueued waited for the bell of another, or for the next start; a
+/// handler whose job it had cancelled went on, who waited for that job waited for ever, and a pause was no pause.
+#[test]
+fn what_a_client_does_unheard_is_noticed_with_the_next_commit() {
+    let harness = Harness::new();
+    let (long, told) = long();
+    let mut builder = harness.builder();
+    let jobs = builder.register(plain());
+    let long = builder.register(long);
+    let queue = builder.open().unwrap();
+    let client = harness.client();
+    // The name by which it would ring.
+    std::fs::remove_file(harness.file("jobs.db-wake")).ok();
+
+    let unheard = client.enqueue("plain", &Value::Null).unwrap();
+    jobs.enqueue(&Value::Null).unwrap();
+    harness.wait_for(&queue, unheard, JobStatus::Completed);
+
+    let id = long.enqueue(&Value::Null).unwrap();
+    assert_eq!(told.recv_timeout(LONG), Ok(None), "it is inside");
+    assert_eq!(client.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    jobs.enqueue(&Value::Null).unwrap();
+    let reason = told.recv_timeout(harness.left());
+    assert_eq!(reason, Ok(Some(StopReason::Cancelled)));
+
+    queue.pause().unwrap();
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| queue.wait(id, harness.left()));
+        assert_eq!(client.cancel(id).unwrap(), CancelOutcome::Cancelled);
+        queue.pause_type("another").unwrap();
+        let job = waiting.join().unwrap().unwrap();
+        assert_eq!(job.status, JobStatus::Cancelled);
+    });
+}
+
+/// On a file system that has no sockets nothing woke it, and it had nothing to commit itself.
+#[test]
+fn an_idle_queue_without_a_socket_looks_by_itself() {
+    let harness = Harness::new();
+    // Cannot be removed, nor bound.
+    std::fs::create_dir(harness.file("jobs.db-wake")).unwrap();
+    let (long, told) = long();
+    let (queue, jobs) = harness.open(long);
+    let id = jobs.enqueue(&Value::Null).unwrap();
+    assert_eq!(told.recv_timeout(LONG), Ok(None), "it is inside");
+    let client = harness.client();
+    assert_eq!(client.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    let reason = told.recv_timeout(harness.left());
+    assert_eq!(reason, Ok(Some(StopReason::Cancelled)));
+    let id = client.enqueue("long", &Value::Null).unwrap();
+    assert_eq!(told.recv_timeout(harness.left()), Ok(None));
+    assert_eq!(client.cancel(id).unwrap(), CancelOutcome::Cancelled);
+    queue.shutdown(LONG).unwrap();
 }

@@ -42,6 +42,11 @@ impl Rows for Tx<'_> {
         self.data.head()
     }
 
+    /// Nobody else has it.
+    fn has_news(&mut self) -> bool {
+        false
+    }
+
     fn recount(&mut self) -> Result<[i64; 5]> {
         let mut counts = [0; 5];
         for row in self.data.jobs.values() {

@@ -52,6 +52,8 @@ pub(crate) struct Committed {
     pub(crate) mail: Vec<i64>,
     /// It changed something, and so has proved that the store can be written.
     pub(crate) has_written: bool,
+    /// Another process may have committed something before it, and since the commit before.
+    pub(crate) has_news: bool,
 }
 
 /// Does `ops`, then claims, all in the open transaction of `rows`.
@@ -62,7 +64,7 @@ pub(crate) fn run(
     now: Timestamp,
     tag: i64,
 ) -> Result<Committed> {
-    let head = rows.head()?;
+    let (head, has_news) = (rows.head()?, rows.has_news());
     let room = request.room;
     let mut commit = Commit {
         rows,
@@ -105,6 +107,7 @@ pub(crate) fn run(
         mail: mail.into_iter().collect(),
         last_row_seq,
         has_written,
+        has_news,
     })
 }
 

@@ -123,7 +123,7 @@ pub(super) fn transact(
     let committed = conn.prepare_cached("COMMIT");
     committed
         .and_then(|mut commit| commit.execute([]))
-        .map(|_| ())
+        .map(|_| tx.known.committed())
         .map_err(|error| Failure::Unknown(errors::map(error, Context::Commit)))
 }
 
@@ -219,6 +219,10 @@ impl Rows for Tx<'_> {
         let head = rows::head(self.conn)?;
         self.known.head = Some(head);
         Ok(head)
+    }
+
+    fn has_news(&mut self) -> bool {
+        self.known.tell_news()
     }
 
     fn recount(&mut self) -> Result<[i64; 5]> {

@@ -23,6 +23,10 @@ const RUNNING_MAX: usize = 4096;
 #[derive(Default)]
 pub(super) struct Known {
     version: Option<i64>,
+    /// Another connection has committed something that nobody was told of yet.
+    has_news: bool,
+    /// They were told of in the present transaction.
+    are_told: bool,
     pub(super) head: Option<Head>,
     /// The webhook endpoints that have a name.
     pub(super) endpoints: Option<Vec<EndpointRow>>,
@@ -35,8 +39,10 @@ impl Known {
     /// Forgets what may not be true any more. To be called first in each transaction.
     pub(super) fn check(&mut self, conn: &Connection) -> Result<()> {
         let version = number(conn, DATA_VERSION, &[])?;
+        self.are_told = false;
         if self.version != version {
             self.version = version;
+            self.has_news = true;
             self.forget();
         }
         Ok(())
@@ -46,8 +52,22 @@ impl Known {
     pub(super) fn forget(&mut self) {
         *self = Known {
             version: self.version,
+            has_news: self.has_news,
+            are_told: self.are_told,
             ..Known::default()
         };
+    }
+
+    /// Whether another connection has committed something since this was told last, in a transaction that was committed. Also true for
+    /// a connection that is new itself: nobody knows what it has missed.
+    pub(super) fn tell_news(&mut self) -> bool {
+        self.are_told = true;
+        self.has_news
+    }
+
+    /// The transaction is committed.
+    pub(super) fn committed(&mut self) {
+        self.has_news &= !self.are_told;
     }
 
     pub(super) fn job_type(&self, name: &str) -> Option<&TypeRow> {

@@ -77,6 +77,31 @@ fn a_probe_really_writes() {
     assert!(size() > before, "{before} bytes, as before");
 }
 
+/// Whoever is told acts on it; so it must not get lost with a transaction that comes to nothing.
+#[test]
+fn what_another_connection_has_committed_is_told_once() {
+    let scene = Scene::new();
+    let mut store = scene.open().expect("a new file");
+    let mut other = scene.open().expect("a second connection");
+    let has_news = |store: &mut SqliteStore| {
+        let probed = commit(store, &[Op::Probe], &ClaimRequest::default());
+        probed.expect("there is space").has_news
+    };
+    assert!(has_news(&mut store), "nobody knows what it has missed");
+    assert!(!has_news(&mut store), "its own are none");
+    assert!(has_news(&mut other));
+    let rolled_back = store.transact(&mut |rows| {
+        assert!(rows.has_news());
+        Err(Error::closed())
+    });
+    assert!(rolled_back.is_err());
+    store.transact(&mut |_| Ok(())).expect("it does not ask");
+    assert!(has_news(&mut store));
+    assert!(!has_news(&mut store));
+    store.reopen().expect("it is there");
+    assert!(has_news(&mut store), "perhaps something between the two");
+}
+
 /// A file with one pending job (1) that has a result, an error and a checkpoint.
 fn furnished(scene: &Scene) -> SqliteStore {
     let mut store = scene.open().expect("a new file");
