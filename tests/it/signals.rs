@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::{Value, json};
 use stepwell::{ErrorKind, InterruptionReason, JobId, JobQueue, JobStatus, JobType};
 
@@ -22,6 +22,25 @@ fn is_armed() -> bool {
     [Signal::INT, Signal::TERM]
         .iter()
         .all(|signal| caught >> (signal.as_raw() - 1) & 1 == 1)
+}
+
+/// Whether this process has a thread of that name.
+fn has_thread(name: &str) -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.into_iter().any(|it| it.trim() == name)
+}
+
+/// From now on there is room for this and that in this process, but not for the stack of a thread.
+fn allow_no_threads() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let kib = size.and_then(|size| size.split_whitespace().next());
+    let current = Some((kib.unwrap().parse::<u64>().unwrap() + 1024) * 1024);
+    let usual = getrlimit(Resource::As);
+    setrlimit(Resource::As, Rlimit { current, ..usual }).unwrap();
+    assert!(std::thread::Builder::new().spawn(|| {}).is_err());
 }
 
 fn pause_while(is_so: impl Fn() -> bool) {
@@ -45,6 +64,10 @@ fn the_process_that_gets_signals() {
             .phase(ONE, move |cx| {
                 // A signal that came before there is a handler would end the process.
                 pause_while(|| asks && !is_armed());
+                if part == "has no threads left" {
+                    pause_while(|| !has_thread("ctrl-c") || !has_thread("stepwell-signal"));
+                    allow_no_threads();
+                }
                 OtherProcess::say("inside");
                 pause_while(|| !shared.get().is_some_and(|queue| queue.health().closing));
                 OtherProcess::say("closing");
@@ -96,6 +119,17 @@ fn the_first_signal_lets_phases_end_and_the_queue_close() {
         assert_eq!((job.attempt, job.crash_count), (0, 0), "it cost nothing");
         assert_sound(&queue);
     }
+}
+
+/// It returned an error and left the queue open: the program could end, but not by a signal, and its jobs ran on meanwhile.
+#[test]
+fn a_signal_closes_the_queue_also_when_no_thread_can_be_had() {
+    let harness = Harness::new();
+    let other = start(&harness, "has no threads left");
+    send(&other, Signal::TERM);
+    assert_eq!(other.hear().as_deref(), Some("closing"));
+    assert_eq!(other.hear().as_deref(), Some("Ok([])"));
+    assert!(other.wait().success());
 }
 
 #[test]
