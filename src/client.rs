@@ -156,7 +156,8 @@ impl Client {
         requests::set_paused(self, None, true)
     }
 
-    /// See [`JobQueue::resume`](crate::JobQueue::resume).
+    /// See [`JobQueue::resume`](crate::JobQueue::resume). A queue that has stopped because of a damaged row hears of it only if it was
+    /// paused, since nothing changes in the file else.
     ///
     /// # Errors
     /// `Storage` and its kin.

@@ -84,7 +84,9 @@ pub struct Health {
     /// A thread of the queue has died by a bug of stepwell: which, and why. The queue refuses work; open it again.
     pub poisoned: Option<String>,
     /// The last commit failed, or the disk is full: why. Nothing is claimed until one works, or there is space; outcomes are kept
-    /// and tried again, or recorded in the room that was kept for them ([`Builder::disk_reserve`]).
+    /// and tried again, or recorded in the room that was kept for them ([`Builder::disk_reserve`]). Or a row
+    /// is damaged, so that a due job cannot be read or an outcome is lost: then nothing is claimed until the queue is resumed or opened
+    /// again.
     pub store_failure: Option<String>,
     /// The shutdown has begun: only handlers that it waits for may still change anything.
     pub closing: bool,
@@ -229,7 +231,8 @@ impl JobQueue {
         requests::set_paused(&*self.0.engine, None, true)
     }
 
-    /// Undoes [`pause`](JobQueue::pause).
+    /// Undoes [`pause`](JobQueue::pause). A queue that claims nothing any more because of a damaged row (see
+    /// [`Health::store_failure`]) goes on with it, too, and with nothing less.
     ///
     /// # Errors
     /// `Closed`, or `Storage` and its kin.
