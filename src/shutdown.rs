@@ -3,7 +3,7 @@
 //! | step | until | what |
 //! |---|---|---|
 //! | 1 intake | | callers get `Closed`, handlers aside, and nothing is claimed |
-//! | 2 edges | the deadline | jobs stop at their next phase edge and are pending again, uncharged; webhook deliveries that were never tried are sent |
+//! | 2 edges | the deadline | jobs stop at their next phase edge and are pending again, uncharged; a plan that is being made is the last; webhook deliveries that were never tried are sent |
 //! | 3 flags | + 100 ms | handlers that are still inside are told to stop |
 //! | 4 fence | | those that did not are cut off: their jobs are pending, the interruption is recorded |
 //! | 5 write | | the committer writes what is left and ends |
@@ -45,6 +45,9 @@ pub struct ShutdownReport {
     pub interrupted: Vec<JobId>,
     /// Of these, how many handlers had not returned when the queue was closed. Their threads go on until they do.
     pub handlers_left: usize,
+    /// The plan of a job was being made when the queue was closed. Its thread goes on until it is, and the job is asked for a plan again at
+    /// the next start.
+    pub planner_left: bool,
     /// Callbacks had not heard every event when the queue was closed. The log has them.
     pub listeners_cut: bool,
     /// How long it took.
@@ -54,7 +57,7 @@ pub struct ShutdownReport {
 /// Who asks for the end: one who waits for it cannot be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asker {
-    /// A handler of this queue.
+    /// A handler of this queue, or a planner for jobs of clients.
     Handler,
     /// A callback of this queue.
     Callback,
@@ -65,7 +68,7 @@ impl Asker {
     fn of_this_thread(engine: &Engine, listeners: &Listeners) -> Asker {
         if listeners.is_own_thread() {
             Asker::Callback
-        } else if engine.pool.is_own_thread() {
+        } else if engine.pool.is_own_thread() || engine.is_planner() {
             Asker::Handler
         } else {
             Asker::Other
@@ -220,7 +223,7 @@ impl Shutdown {
         let mut is_done = |but: &[ThreadId]| {
             is_quiet = is_quiet || !engine.committer.is_led();
             engine.give_back_paused();
-            is_quiet && !engine.live.has_others(but)
+            is_quiet && !engine.live.has_others(but) && !engine.is_planning(but)
         };
         let is_drained = || {
             engine
@@ -248,6 +251,7 @@ impl Shutdown {
         unrecorded.retain(|id| !report.interrupted.contains(id));
         report.interrupted.extend(unrecorded);
         report.handlers_left = engine.pool.join(|| engine.live.inside_count());
+        report.planner_left = engine.is_planning(&[]);
         engine.bus.close();
         for outlet in std::mem::take(&mut *self.outlets.lock()) {
             let deadline = self.state.lock().deadline;
@@ -269,14 +273,7 @@ fn since(earlier: Instant) -> Duration {
 
 /// A timeout is told after everything was done that had to be.
 fn answer(report: ShutdownReport, timeout: Duration) -> Result<ShutdownReport> {
-    if report.interrupted.is_empty() && !report.listeners_cut {
-        return Ok(report);
-    }
-    let problem = if report.interrupted.is_empty() {
-        format!(
-            "the queue is closed, but callbacks did not hear every event within {timeout:?}: the log has them"
-        )
-    } else {
+    let problem = if !report.interrupted.is_empty() {
         let ids: Vec<String> = report
             .interrupted
             .iter()
@@ -289,6 +286,16 @@ fn answer(report: ShutdownReport, timeout: Duration) -> Result<ShutdownReport> {
             report.interrupted.len(),
             ids.join(", ")
         )
+    } else if report.planner_left {
+        format!(
+            "the queue is closed, but a plan was not made within {timeout:?}: its job is asked for it again at the next start"
+        )
+    } else if report.listeners_cut {
+        format!(
+            "the queue is closed, but callbacks did not hear every event within {timeout:?}: the log has them"
+        )
+    } else {
+        return Ok(report);
     };
     Err(Error::new(ErrorKind::Timeout, problem))
 }

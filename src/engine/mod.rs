@@ -39,7 +39,7 @@ use crate::store::outbox::Mail;
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::view::newest_at;
 use crate::store::{Done, Reader, Store};
-use crate::sync::{self, JoinHandle, Mutex, Sender, spawn, unbounded};
+use crate::sync::{self, JoinHandle, Mutex, Sender, ThreadId, spawn, unbounded};
 use crate::time::{Clock, Timestamp};
 
 /// While the file cannot be read; short, since the end of the queue waits for it.
@@ -99,6 +99,8 @@ struct State {
     /// Somebody is making plans.
     is_planning: bool,
     replanned: Replanned,
+    /// His thread, once he has begun.
+    planner: Option<ThreadId>,
 }
 
 #[derive(Default)]

@@ -28,6 +28,7 @@ use crate::engine::Engine;
 use crate::job::{InterruptionReason, JobId};
 use crate::live::Task;
 use crate::store::ops::{Op, Settle};
+use crate::sync::{ThreadId, current_thread};
 use crate::transition::Input;
 
 /// Jobs that are remembered to have been given another plan. When there are more, all are forgotten: each of them may go round once
@@ -102,6 +103,7 @@ impl Engine {
 
     /// One thread at a time: until there is no job without a plan.
     fn make_plans(&self) {
+        self.state.lock().planner = Some(current_thread());
         while let Some((id, job_type, input)) = self.next_unplanned() {
             let plan = match self.registry.get(&job_type).map(|def| def.resolve(&input)) {
                 Some(Ok(resolved)) => Ok(resolved.plan),
@@ -116,8 +118,26 @@ impl Engine {
 
     fn next_unplanned(&self) -> Option<(JobId, Arc<str>, String)> {
         let mut state = self.state.lock();
-        let next = state.unplanned.pop_front();
-        state.is_planning = next.is_some();
-        next
+        // At the end of the queue those that are left are pending still, and asked for at the next start.
+        let is_over = state.is_stopping || state.unplanned.is_empty();
+        if is_over {
+            (state.is_planning, state.planner) = (false, None);
+            return None;
+        }
+        state.unplanned.pop_front()
+    }
+
+    /// Whether a plan is being made, but for these threads'.
+    pub(crate) fn is_planning(&self, but: &[ThreadId]) -> bool {
+        let state = self.state.lock();
+        // Who makes plans may have died of a bug of ours.
+        state.is_planning
+            && state.poison.is_none()
+            && !state.planner.is_some_and(|planner| but.contains(&planner))
+    }
+
+    /// Whether the calling thread makes plans.
+    pub(crate) fn is_planner(&self) -> bool {
+        self.state.lock().planner == Some(current_thread())
     }
 }

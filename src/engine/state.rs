@@ -34,6 +34,7 @@ impl State {
             unplanned: VecDeque::new(),
             is_planning: false,
             replanned: Replanned::default(),
+            planner: None,
         }
     }
 

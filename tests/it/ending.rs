@@ -4,11 +4,14 @@ use std::sync::{Arc, OnceLock};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::unbounded;
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::Value;
-use stepwell::{CancelOutcome, ErrorKind, EventKind, JobQueue, JobStatus, JobType, RetryPolicy};
+use stepwell::{
+    CancelOutcome, ErrorKind, EventKind, JobPlan, JobQueue, JobStatus, JobType, PhaseSpec,
+    RetryPolicy,
+};
 
-use crate::support::{Gate, Harness, ONE, assert_sound};
+use crate::support::{Gate, Harness, ONE, assert_refused, assert_sound};
 
 /// Of what must not last, and would end by itself.
 const LONG: Duration = Duration::from_secs(10);
@@ -202,4 +205,90 @@ fn a_second_callback_hears_nothing_of_before() {
     drop(held);
     harness.run_one(&queue, &jobs, &Value::Null);
     assert_eq!(harness.recv(&heard), head + 1);
+}
+
+/// A queue whose plans are made when something comes through the second channel; the first says that one is being made, and ends with
+/// the queue.
+fn planning(harness: &Harness) -> (JobQueue, Receiver<()>, Sender<()>) {
+    let ((tell, told), (go, may_go)) = (unbounded(), unbounded());
+    let planned = JobType::planned(
+        "planned",
+        move |_: &Value| {
+            tell.send(()).unwrap();
+            may_go.recv_timeout(LONG).ok();
+            Ok(JobPlan::new([PhaseSpec::new("one")]))
+        },
+        |_| Ok(Value::Null),
+    );
+    (harness.open(planned).0, told, go)
+}
+
+/// The queue was closed, and said so; then the plan of the next job was asked for, by a thread that nobody had waited for.
+#[test]
+fn no_plan_is_asked_for_once_the_queue_is_closed() {
+    let harness = Harness::new();
+    let (queue, told, go) = planning(&harness);
+    let client = harness.client();
+    for _ in 0..3 {
+        client.enqueue("planned", &Value::Null).unwrap();
+    }
+    harness.recv(&told);
+    let closing = queue.clone();
+    let closing = std::thread::spawn(move || closing.shutdown(LONG));
+    harness.until("the queue is closing", || queue.health().closing);
+    for _ in 0..3 {
+        go.send(()).unwrap();
+    }
+    closing.join().unwrap().unwrap();
+    drop(queue);
+    // Until the planner is gone, and so everybody who could call it.
+    assert_eq!(told.iter().count(), 0);
+    let queue = harness.open_without_workers();
+    assert_eq!(queue.stats().unwrap().pending, 3, "nothing is lost");
+    assert_sound(&queue);
+}
+
+/// Neither does it hold the queue beyond its time, nor is it passed over in silence.
+#[test]
+fn a_plan_that_takes_too_long_is_named_in_the_report() {
+    let harness = Harness::new();
+    let (queue, told, go) = planning(&harness);
+    harness.client().enqueue("planned", &Value::Null).unwrap();
+    harness.recv(&told);
+    let timeout = Duration::from_millis(50);
+    let says = "a plan was not made within 50ms";
+    assert_refused(queue.shutdown(timeout), ErrorKind::Timeout, says);
+    let report = queue.shutdown_report().unwrap();
+    assert_eq!((report.planner_left, report.handlers_left), (true, 0));
+    go.send(()).unwrap();
+    drop(queue);
+    assert_eq!(told.iter().count(), 0);
+    let queue = harness.open_without_workers();
+    assert_eq!(queue.stats().unwrap().pending, 1);
+}
+
+/// He waited for the end, and the end for him.
+#[test]
+fn a_plan_may_ask_for_the_end() {
+    let harness = Harness::new();
+    let own: Arc<OnceLock<JobQueue>> = Arc::default();
+    let shared = own.clone();
+    let planned = JobType::planned(
+        "planned",
+        move |_: &Value| {
+            let queue = shared.get().expect("it is open");
+            match queue.shutdown(LONG) {
+                Ok(_) => Err("there is no time for this".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        },
+        |_| Ok(Value::Null),
+    );
+    let (queue, _) = harness.open::<Value, Value>(planned);
+    let queue = own.get_or_init(|| queue);
+    let started = Instant::now();
+    harness.client().enqueue("planned", &Value::Null).unwrap();
+    let report = queue.wait_closed();
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+    assert_eq!(report.interrupted, []);
 }
