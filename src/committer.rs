@@ -46,6 +46,7 @@ mod batch;
 mod doubt;
 mod failure;
 mod reserve;
+mod sleep;
 #[cfg(test)]
 mod tests;
 mod ticket;
@@ -62,6 +63,7 @@ use crate::time::{Clock, RECHECK, RECHECK_LAZY, Timestamp, monotonic};
 use batch::{Entry, apart, gather, take_batch, take_callers, together};
 use failure::{Doubt, Outcome, Trial};
 use reserve::{Looks, Low};
+use sleep::Sleep;
 use ticket::{Promise, Ticket};
 
 /// The first pause after a failed commit; it doubles up to [`PAUSE_MAX`].
@@ -69,8 +71,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A store that has worked for this long starts with a short pause again.
 const PAUSE_KEPT: Duration = Duration::from_secs(60);
-/// By how much two clocks may differ over one sleep without one of them having been set.
-const DRIFT: Duration = Duration::from_millis(500);
 
 /// What the committer asks its engine, and tells it. Called by whoever leads, one at a time.
 pub(crate) trait Host: Send + Sync {
@@ -140,28 +140,6 @@ struct State {
     /// The disk is full, and the room that was kept on it is given away.
     low: Option<Low>,
     looks: Looks,
-}
-
-/// A sleep of the committer thread.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sleep {
-    /// What it waits for; none: until it is rung.
-    until: Option<Timestamp>,
-    /// When it ends by the clock that it goes by; none: when it is rung, also by a fake clock.
-    ends: Option<Instant>,
-}
-
-impl Sleep {
-    /// Whether who sleeps like that would be awake too late for `at`. One whose time has passed sleeps by a clock that was set forward
-    /// since: he does not know of it before he looks again. The clock that he goes by may have stood still, too, with the machine.
-    fn is_late(self, at: Timestamp, now: Timestamp, passed: Instant) -> bool {
-        let needed = passed.checked_add(at.since(now) + DRIFT);
-        self.until.is_none_or(|until| at < until || until <= now)
-            || self
-                .ends
-                .zip(needed)
-                .is_some_and(|(ends, needed)| needed < ends)
-    }
 }
 
 impl Committer {
