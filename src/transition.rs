@@ -171,12 +171,21 @@ pub(crate) enum Input {
     Interrupted {
         epoch: i64,
         reason: InterruptionReason,
-        entered: bool,
+        entered: Entered,
         max_crashes: u32,
     },
     Cancel,
     Retry(RetryFrom),
     Delete,
+}
+
+/// Where the handler of a phase was when that was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entered {
+    No,
+    Inside,
+    /// It had returned, and its outcome is lost.
+    Returned,
 }
 
 impl Input {
@@ -407,19 +416,20 @@ fn phase_failed(job: &JobRow, verdict: Verdict, now: Timestamp) -> Transition {
 fn interrupted(
     job: &JobRow,
     reason: InterruptionReason,
-    entered: bool,
+    entered: Entered,
     max_crashes: u32,
     now: Timestamp,
 ) -> Transition {
     let crashed = match reason {
-        InterruptionReason::ProcessDied => entered,
+        // One that had returned was not what killed the process.
+        InterruptionReason::ProcessDied => entered == Entered::Inside,
         InterruptionReason::MachineWentDown
         | InterruptionReason::Shutdown
         | InterruptionReason::Paused
         | InterruptionReason::Replanned => false,
     };
     let mut after = uncharged(job, now);
-    if entered {
+    if entered != Entered::No {
         after.flags = after.flags.with(Flags::INTERRUPTED);
     }
     if crashed {

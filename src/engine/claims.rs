@@ -7,7 +7,7 @@ use crate::outlet::START_AGAIN;
 use crate::phase::stop::StopReason;
 use crate::store::ops::{Claimed, Fault, Op, Settle, Source};
 use crate::time::Timestamp;
-use crate::transition::{Input, JobRow, Verdict};
+use crate::transition::{Entered, Input, JobRow, Verdict};
 
 impl Engine {
     /// The outcome of a phase is on disk; without a row it was stale. Answers the next phase, if there is one to offer.
@@ -129,7 +129,7 @@ impl Engine {
             let input = Input::Interrupted {
                 epoch: row.epoch,
                 reason,
-                entered: false,
+                entered: Entered::No,
                 max_crashes: u32::MAX,
             };
             self.committer.post(Op::Settle(Settle {
@@ -251,7 +251,7 @@ impl Engine {
             let input = Input::Interrupted {
                 epoch: row.epoch,
                 reason,
-                entered: true,
+                entered: Entered::Inside,
                 max_crashes: u32::MAX,
             };
             self.committer.post(Op::Settle(Settle {

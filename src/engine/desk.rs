@@ -15,7 +15,7 @@ use crate::pool::{After, Desk};
 use crate::runner::{self, Outcome, Refused};
 use crate::store::ops::{Fault, Op, Settle};
 use crate::time::monotonic;
-use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
+use crate::transition::{Edge, Entered, Input, JobRow, Tries, Verdict};
 
 impl Desk for Engine {
     fn take(&self, offer: Offer) -> Option<Task> {
@@ -33,6 +33,7 @@ impl Desk for Engine {
                     epoch,
                     phase_index,
                     since,
+                    has_returned: false,
                 },
             );
         }
@@ -68,14 +69,14 @@ impl Desk for Engine {
             return After::Next;
         }
         if let Some(recorder) = &self.recorder {
-            recorder.leave(worker);
+            recorder.returned(worker);
         }
         After::End
     }
 
     fn idle(&self, worker: usize) {
         if let Some(recorder) = &self.recorder {
-            recorder.leave(worker);
+            recorder.returned(worker);
         }
     }
 
@@ -175,7 +176,7 @@ impl Engine {
                 Input::Interrupted {
                     epoch,
                     reason,
-                    entered: true,
+                    entered: Entered::Inside,
                     max_crashes: u32::MAX,
                 }
             }

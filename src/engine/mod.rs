@@ -231,15 +231,19 @@ impl Engine {
             Some(PredecessorEnd::Closed) => (InterruptionReason::Shutdown, false),
             Some(PredecessorEnd::ProcessDied) | None => (InterruptionReason::ProcessDied, false),
         };
-        let inside = predecessor
+        let slots = predecessor
             .map(|predecessor| &predecessor.inside[..])
             .unwrap_or_default();
+        let noted = |has_returned| {
+            let those = slots.iter().filter(|at| at.has_returned == has_returned);
+            those
+                .map(|at| (at.job_id, at.epoch, at.phase_index, at.since))
+                .collect()
+        };
         Recover {
             reason,
-            inside: inside
-                .iter()
-                .map(|at| (at.job_id, at.epoch, at.phase_index, at.since))
-                .collect(),
+            inside: noted(false),
+            returned: noted(true),
             all_entered,
             max_crashes: self
                 .registry

@@ -29,7 +29,7 @@ use crate::job::{InterruptionReason, JobId};
 use crate::live::Task;
 use crate::store::ops::{Op, Settle};
 use crate::sync::{ThreadId, current_thread};
-use crate::transition::Input;
+use crate::transition::{Entered, Input};
 
 /// Jobs that are remembered to have been given another plan. When there are more, all are forgotten: each of them may go round once
 /// more, which costs two commits for this many others.
@@ -75,7 +75,7 @@ impl Engine {
         let input = Input::Interrupted {
             epoch: row.epoch,
             reason: InterruptionReason::Replanned,
-            entered: false,
+            entered: Entered::No,
             max_crashes: u32::MAX,
         };
         Some(Settle {

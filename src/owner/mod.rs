@@ -78,7 +78,7 @@ pub(crate) enum PredecessorEnd {
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     pub(crate) end: PredecessorEnd,
-    /// What its workers were inside; empty when the machine went down, or nothing can be read.
+    /// What its workers were inside last; empty when the machine went down, or nothing can be read.
     pub(crate) inside: Vec<Inside>,
 }
 

@@ -2,6 +2,10 @@
 //!
 //! One small write for each phase, never synced. A slot that names a phase whose outcome is recorded already is stale and
 //! harmless: the recovery compares job, epoch and phase with the job's row.
+//!
+//! A worker that has nothing to do marks its slot and leaves what it names: the outcome of that phase may not be on disk yet, and
+//! if it gets lost with the process, the next try is to hear that the handler had been there. So this is best effort: of a worker
+//! that has gone on to another phase only that one is known.
 
 use std::fs::File;
 use std::io;
@@ -13,14 +17,18 @@ use crate::sync::{AtomicBool, Ordering};
 use crate::time::Timestamp;
 
 const SLOT_BYTES: usize = 64;
+/// Where a slot says that the handler has returned: 1 if so. Behind the checksum, so that it can be written alone.
+const RETURNED_AT: usize = 48;
 
-/// A phase that a worker was inside of.
+/// A phase that a worker was inside of last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Inside {
     pub(crate) job_id: JobId,
     pub(crate) epoch: i64,
     pub(crate) phase_index: u32,
     pub(crate) since: Timestamp,
+    /// Its handler is not inside any more; that its outcome is on disk is not said.
+    pub(crate) has_returned: bool,
 }
 
 /// Writes what workers are inside of. Best effort: a write that fails is logged once.
@@ -45,20 +53,20 @@ impl Recorder {
 
     /// Worker `slot` enters a handler.
     pub(crate) fn enter(&self, slot: usize, inside: Inside) {
-        self.write(slot, &encode(self.generation, inside));
+        self.write(slot, 0, &encode(self.generation, inside));
     }
 
     /// Worker `slot` is inside of nothing.
-    pub(crate) fn leave(&self, slot: usize) {
-        self.write(slot, &[0; SLOT_BYTES]);
+    pub(crate) fn returned(&self, slot: usize) {
+        self.write(slot, RETURNED_AT, &[1]);
     }
 
-    fn write(&self, slot: usize, bytes: &[u8; SLOT_BYTES]) {
+    fn write(&self, slot: usize, at: usize, bytes: &[u8]) {
         // A handler that its queue has left behind comes back when it likes.
         if self.is_released.load(Ordering::Acquire) {
             return;
         }
-        let at = SLOTS_AT + (slot * SLOT_BYTES) as u64;
+        let at = SLOTS_AT + (slot * SLOT_BYTES + at) as u64;
         if let Err(error) = write_at(&self.file, bytes, at)
             && !self.has_failed.swap(true, Ordering::Relaxed)
         {
@@ -69,7 +77,7 @@ impl Recorder {
     }
 }
 
-/// generation, job, epoch, phase, since, checksum: six numbers of 8 bytes, little endian, then zeros.
+/// generation, job, epoch, phase, since, checksum: six numbers of 8 bytes, little endian; whether it has returned; then zeros.
 fn encode(generation: u64, inside: Inside) -> [u8; SLOT_BYTES] {
     let mut bytes = [0; SLOT_BYTES];
     bytes[..8].copy_from_slice(&generation.to_le_bytes());
@@ -79,6 +87,7 @@ fn encode(generation: u64, inside: Inside) -> [u8; SLOT_BYTES] {
     bytes[32..40].copy_from_slice(&inside.since.as_millis().to_le_bytes());
     let sum = checksum(&bytes[..40]);
     bytes[40..48].copy_from_slice(&sum.to_le_bytes());
+    bytes[RETURNED_AT] = u8::from(inside.has_returned);
     bytes
 }
 
@@ -103,6 +112,7 @@ pub(super) fn read(slots: &[u8], generation: u64) -> Vec<Inside> {
             epoch: i64::from_le_bytes(number(slot, 16)),
             phase_index,
             since: Timestamp::from_millis(i64::from_le_bytes(number(slot, 32))),
+            has_returned: slot[RETURNED_AT] != 0,
         });
     }
     found

@@ -10,6 +10,7 @@ fn inside(job: i64) -> Inside {
         epoch: 3,
         phase_index: 1,
         since: Timestamp::from_millis(77),
+        has_returned: false,
     }
 }
 
@@ -84,17 +85,33 @@ fn evidence_survives_a_crash_in_the_recovery_and_ends_with_begin() {
     );
 }
 
+/// It was wiped, and nobody heard of a phase whose outcome was not on disk yet.
 #[test]
-fn a_worker_that_has_left_is_inside_of_nothing() {
+fn a_worker_that_has_left_says_what_it_was_inside_of_last() {
     let dir = tempfile::tempdir().unwrap();
     let db = dir.path().join("jobs.db");
     let owner = busy_owner(&db);
     let recorder = owner.recorder();
     recorder.enter(0, inside(4));
-    recorder.leave(2);
+    recorder.returned(2);
+    // One that never was inside of anything.
+    recorder.returned(1);
     // Both hold the descriptor, and so the lock.
     drop((owner, recorder));
-    assert_eq!(Owner::acquire(&db, at(6)).unwrap().1.inside, [inside(4)]);
+    let left = Inside {
+        has_returned: true,
+        ..inside(9)
+    };
+    let (owner, predecessor) = Owner::acquire(&db, at(6)).unwrap();
+    assert_eq!(predecessor.inside, [inside(4), left]);
+    // Whoever is inside next has not returned.
+    owner.begin().unwrap();
+    let recorder = owner.recorder();
+    recorder.enter(2, inside(5));
+    recorder.returned(2);
+    recorder.enter(2, inside(6));
+    drop((owner, recorder));
+    assert_eq!(Owner::acquire(&db, at(6)).unwrap().1.inside, [inside(6)]);
 }
 
 #[test]

@@ -158,7 +158,8 @@ impl<I> PhaseContext<I> {
     }
 
     /// What was cut off in this job by a crash, a power cut or a shutdown, if anything was. The outcome of that phase's side
-    /// effects is unknown: check before you repeat them.
+    /// effects is unknown: check before you repeat them. Best effort for a phase whose handler had returned when the process died
+    /// and whose outcome was not on disk yet: told, unless its worker had gone on to another phase.
     pub fn interruption(&self) -> Option<&Interruption> {
         self.attempt.interruption.as_deref()
     }

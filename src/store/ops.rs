@@ -155,12 +155,17 @@ pub(crate) enum Chosen {
     Listed(Vec<JobId>),
 }
 
+/// A phase that the flight recorder names: (job, epoch, phase), and since when.
+pub(crate) type Noted = (JobId, i64, u32, Timestamp);
+
 /// What a new owner knows about the process before it.
 #[derive(Debug)]
 pub(crate) struct Recover {
     pub(crate) reason: InterruptionReason,
-    /// What the flight recorder names: (job, epoch, phase) and since when. Empty after a power cut.
-    pub(crate) inside: Vec<(JobId, i64, u32, Timestamp)>,
+    /// What the flight recorder names, the handler being inside. Empty after a power cut.
+    pub(crate) inside: Vec<Noted>,
+    /// And the handler having returned. Of most of these the outcome is on disk.
+    pub(crate) returned: Vec<Noted>,
     /// After a power cut the recorder is not trusted, and every running job counts as interrupted.
     pub(crate) all_entered: bool,
     /// Crashes allowed, by job type; types that are not named have the default.

@@ -69,7 +69,12 @@ fn inputs(epoch: i64) -> Vec<Input> {
         Input::Delete,
     ];
     for reason in InterruptionReason::ALL {
-        for (entered, max_crashes) in [(true, 9), (true, 1), (false, 0)] {
+        for (entered, max_crashes) in [
+            (Entered::Inside, 9),
+            (Entered::Inside, 1),
+            (Entered::Returned, 0),
+            (Entered::No, 0),
+        ] {
             inputs.push(Input::Interrupted {
                 epoch,
                 reason,
@@ -506,7 +511,7 @@ fn snooze_release_and_shutdown_charge_nothing() {
 #[test]
 fn only_a_process_that_died_inside_the_handler_is_charged_to_the_job() {
     for reason in InterruptionReason::ALL {
-        for entered in [true, false] {
+        for entered in [Entered::Inside, Entered::Returned, Entered::No] {
             let running = row(JobStatus::Running);
             let input = Input::Interrupted {
                 epoch: EPOCH,
@@ -516,7 +521,8 @@ fn only_a_process_that_died_inside_the_handler_is_charged_to_the_job() {
             };
             let transition = decide(&running, &input, NOW).expect("a legal edge");
             let after = transition.after;
-            let is_charged = reason == InterruptionReason::ProcessDied && entered;
+            let is_charged =
+                reason == InterruptionReason::ProcessDied && entered == Entered::Inside;
             let expected = JobRow {
                 status: JobStatus::Pending,
                 run_at: NOW,
@@ -525,12 +531,12 @@ fn only_a_process_that_died_inside_the_handler_is_charged_to_the_job() {
                 crash_count: if is_charged { 2 } else { 1 },
                 phase_started_at: None,
                 flags: match entered {
-                    true => running.flags.with(Flags::INTERRUPTED),
-                    false => running.flags,
+                    Entered::Inside | Entered::Returned => running.flags.with(Flags::INTERRUPTED),
+                    Entered::No => running.flags,
                 },
                 ..running
             };
-            assert_eq!(after, expected, "{reason:?} {entered}");
+            assert_eq!(after, expected, "{reason:?} {entered:?}");
             assert_eq!(transition.change, Change::Interrupted);
         }
     }
@@ -542,7 +548,7 @@ fn a_job_fails_with_the_crash_that_is_one_too_many() {
     let died = |max_crashes| Input::Interrupted {
         epoch: EPOCH,
         reason: InterruptionReason::ProcessDied,
-        entered: true,
+        entered: Entered::Inside,
         max_crashes,
     };
     assert_eq!(after(&running, died(2)).status, JobStatus::Pending);

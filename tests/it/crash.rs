@@ -38,6 +38,21 @@ fn the_other_process_plays_its_part() {
                 std::thread::park();
             }
         }
+        "behind the second phase" => {
+            let mut builder = harness.builder().workers(1);
+            let go = harness.file("go");
+            register_steps(&mut builder, move |_| {
+                OtherProcess::say("inside");
+                while !go.exists() {
+                    std::thread::park_timeout(std::time::Duration::from_millis(1));
+                }
+                Ok(json!("done"))
+            });
+            let _queue = builder.open().unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
         "between two phases" => {
             let edge = AtTheEdge::new(&harness);
             OtherProcess::say(&format!("{} {}", edge.job, edge.other));
@@ -244,6 +259,38 @@ fn a_crash_is_told_to_the_handler_and_in_the_error_history() {
         errors,
         [(Some("two"), ErrorCause::Interrupted, "process_died")]
     );
+}
+
+/// Its side effects have happened, and its outcome was not on disk, for as long as that was full or slow: the next try heard of no
+/// interruption.
+#[test]
+fn a_phase_whose_outcome_was_lost_with_the_process_hears_of_it_and_is_not_charged() {
+    let harness = Harness::new();
+    let id = harness.client().enqueue("steps", &json!({"n": 1})).unwrap();
+    let process = OtherProcess::start(&harness, PLAYER, "behind the second phase");
+    assert_eq!(process.hear().as_deref(), Some("inside"));
+    // Nobody commits any more.
+    let raw = rusqlite::Connection::open(harness.path()).unwrap();
+    raw.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::fs::write(harness.file("go"), "").unwrap();
+    // The slot of the one worker, behind the header: its generation, and at 48 whether the handler has returned.
+    harness.until("the handler has returned", || {
+        let slot = std::fs::read(harness.file("jobs.db-owner")).unwrap()[192..].to_vec();
+        slot[..8] == [0; 8] || slot[48] != 0
+    });
+    process.kill();
+    drop(raw);
+
+    let (queue, seen) = run_again(&harness, id);
+    let interruption = seen.interruption.expect("the handler is told");
+    assert_eq!(&*interruption.phase, "two");
+    assert_eq!(interruption.reason, InterruptionReason::ProcessDied);
+    let job = queue.get(id).unwrap().unwrap();
+    assert_eq!((job.crash_count, job.attempt), (0, 1), "not charged");
+    let interrupted = harness.wait_event(&queue, id, EventKind::Interrupted);
+    assert_eq!(interrupted.data["entered"], json!(true));
+    assert_eq!(interrupted.data["charged"], json!(false));
+    assert_sound(&queue);
 }
 
 #[test]

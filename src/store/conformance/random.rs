@@ -21,7 +21,7 @@ use crate::store::outbox::{
 use crate::store::seam::{self, Committed};
 use crate::store::{Failure, Filter, Head, Position, ops};
 use crate::time::Timestamp;
-use crate::transition::{Edge, Input, JobRow, Tries, Verdict};
+use crate::transition::{Edge, Entered, Input, JobRow, Tries, Verdict};
 
 const SEQUENCES: u64 = 300;
 const OPS: usize = 60;
@@ -415,7 +415,7 @@ fn outcome(rng: &mut Rng, rows: &[JobRow], row: &JobRow, now: Timestamp) -> Op {
         _ => Input::Interrupted {
             epoch,
             reason: rng.pick(&InterruptionReason::ALL[2..]),
-            entered: rng.one_in(2),
+            entered: rng.pick(&[Entered::Inside, Entered::No]),
             max_crashes: 3,
         },
     };
@@ -450,18 +450,17 @@ fn bulk(rng: &mut Rng) -> Bulk {
 
 fn recover(rng: &mut Rng, rows: &[JobRow]) -> Recover {
     let all_entered = rng.one_in(4);
-    let mut inside = Vec::new();
-    for row in rows.iter().filter(|row| row.status == JobStatus::Running) {
-        if !rng.one_in(3) {
-            inside.push((row.id, row.epoch, row.phase_index, row.run_at));
-        }
-    }
+    let running = rows.iter().filter(|row| row.status == JobStatus::Running);
+    let noted = running.map(|row| (row.id, row.epoch, row.phase_index, row.run_at));
+    let (inside, rest) = noted.partition::<Vec<_>, _>(|_| !rng.one_in(3));
+    let returned = rest.into_iter().filter(|_| rng.one_in(2)).collect();
     Recover {
         reason: match all_entered {
             true => InterruptionReason::MachineWentDown,
             false => InterruptionReason::ProcessDied,
         },
         inside,
+        returned,
         all_entered,
         max_crashes: vec![("limited".into(), 0)],
         max_crashes_default: 1,

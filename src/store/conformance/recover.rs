@@ -18,6 +18,7 @@ fn died_inside(rows: &[(&JobRow, Timestamp)]) -> Recover {
     Recover {
         reason: InterruptionReason::ProcessDied,
         inside: inside.collect(),
+        returned: Vec::new(),
         all_entered: false,
         max_crashes: Vec::new(),
         max_crashes_default: 3,
@@ -74,6 +75,40 @@ pub(super) fn a_job_outside_of_a_handler_is_simply_pending_again(bench: &mut Ben
     assert_eq!(bench.data(row.id, EventKind::Interrupted), expected);
     assert_eq!(bench.told(pending), "created", "others are left alone");
     assert_eq!(recover(bench, died_inside(&[])), (0, 0));
+}
+
+pub(super) fn a_job_whose_handler_had_returned_hears_of_it_and_is_not_charged(bench: &mut Bench) {
+    bench.register("import", "fetch load");
+    let row = bench.start(new_job("import"));
+    let since = START;
+    let returned = vec![(row.id, row.epoch, row.phase_index, since)];
+    let died = Recover {
+        returned,
+        max_crashes_default: 0,
+        ..died_inside(&[])
+    };
+    assert_eq!(recover(bench, died), (1, 0));
+    let job = bench.job(row.id);
+    assert_eq!(
+        (job.status, job.crash_count, job.attempt),
+        (JobStatus::Pending, 0, 0)
+    );
+    let interruption = job.interruption.expect("an interruption");
+    assert_eq!((&*interruption.phase, interruption.since), ("fetch", since));
+    let expected =
+        json!({"reason": "process_died", "entered": true, "charged": false, "since": since});
+    assert_eq!(bench.data(row.id, EventKind::Interrupted), expected);
+    // Nor does one that is on disk say anything.
+    let row = bench.claim_one(row.id);
+    bench.complete(&row, "1");
+    let stale = vec![(row.id, row.epoch, row.phase_index, since)];
+    let died = Recover {
+        returned: stale,
+        ..died_inside(&[])
+    };
+    assert_eq!(recover(bench, died), (1, 0));
+    let expected = json!({"reason": "process_died", "entered": false, "charged": false});
+    assert_eq!(bench.data(row.id, EventKind::Interrupted), expected);
 }
 
 pub(super) fn a_recorder_entry_of_an_older_claim_says_nothing(bench: &mut Bench) {

@@ -13,7 +13,7 @@ use crate::store::conformance::{Bench, MS, SECOND, START, again, fault, ids, new
 use crate::store::conformance::{plan, settle};
 use crate::store::ops::{ClaimRequest, Fault, Op, Release};
 use crate::store::{Done, Filter};
-use crate::transition::{Edge, Flags, Input, JobRow, Tries, Verdict};
+use crate::transition::{Edge, Entered, Flags, Input, JobRow, Tries, Verdict};
 
 pub(super) fn phases_follow_one_another_within_a_claim(bench: &mut Bench) {
     bench.register("import", "fetch load:2");
@@ -218,7 +218,7 @@ pub(super) fn a_handler_can_cancel_its_job(bench: &mut Bench) {
     );
 }
 
-fn interrupted(row: &JobRow, entered: bool) -> Input {
+fn interrupted(row: &JobRow, entered: Entered) -> Input {
     Input::Interrupted {
         epoch: row.epoch,
         reason: InterruptionReason::Shutdown,
@@ -232,7 +232,7 @@ pub(super) fn an_interrupted_try_is_not_charged_and_the_next_one_hears_of_it(ben
     let row = bench.start(new_job("import"));
     let since = bench.now;
     bench.later(MS);
-    let input = settle(&row, interrupted(&row, true), since, None, None);
+    let input = settle(&row, interrupted(&row, Entered::Inside), since, None, None);
     bench.one(Op::Settle(input)).expect("settled");
     let job = bench.job(row.id);
     assert_eq!(
@@ -258,7 +258,7 @@ pub(super) fn an_interrupted_try_is_not_charged_and_the_next_one_hears_of_it(ben
 pub(super) fn a_job_given_back_unentered_leaves_no_trace_in_its_history(bench: &mut Bench) {
     bench.register("import", "fetch");
     let row = bench.start(new_job("import"));
-    bench.settle(&row, interrupted(&row, false), None, None);
+    bench.settle(&row, interrupted(&row, Entered::No), None, None);
     let job = bench.job(row.id);
     assert_eq!((job.status, job.attempt), (JobStatus::Pending, 0));
     assert_eq!((job.errors.len(), job.interruption.clone()), (0, None));
@@ -289,7 +289,7 @@ fn outcomes(epoch: i64) -> Vec<Input> {
         Input::Interrupted {
             epoch,
             reason: InterruptionReason::Shutdown,
-            entered: true,
+            entered: Entered::Inside,
             max_crashes: 3,
         },
     ]
@@ -446,7 +446,7 @@ pub(super) fn a_checkpoint_lives_until_its_phase_completes(bench: &mut Bench) {
     bench.fail(&row, again(9, Duration::ZERO));
     assert!(saved(bench, row.id, 0).is_some(), "kept over a retry");
     let row = bench.claim_one(row.id);
-    bench.settle(&row, interrupted(&row, true), None, None);
+    bench.settle(&row, interrupted(&row, Entered::Inside), None, None);
     assert!(
         saved(bench, row.id, 0).is_some(),
         "kept over an interruption"

@@ -5,26 +5,24 @@ use serde_json::json;
 use crate::error::Result;
 use crate::job::{ErrorCause, JobStatus};
 use crate::store::Done;
-use crate::store::ops::{Fault, Recover};
+use crate::store::ops::{Fault, Noted, Recover};
 use crate::store::seam::history::{fault_row, interrupted_data, interrupted_row};
 use crate::store::seam::{Commit, Extra};
-use crate::transition::{self, Input, JobRow};
+use crate::time::Timestamp;
+use crate::transition::{self, Entered, Input, JobRow};
 
 impl Commit<'_> {
     pub(super) fn recover(&mut self, recover: &Recover) -> Result<Done> {
         let (mut interrupted, mut failed) = (0, 0);
         for id in self.rows.ids(JobStatus::Running, None, usize::MAX)? {
             let before = self.load(id)?;
-            let inside = recover.inside.iter().find(|(job, epoch, phase_index, _)| {
-                (*job, *epoch, *phase_index) == (id, before.epoch, before.phase_index)
-            });
-            let entered = recover.all_entered || inside.is_some();
-            let since = inside.map(|(.., since)| *since).or(before.phase_started_at);
+            let (how, since) = evidence(recover, &before);
+            let entered = how != Entered::No;
             let max_crashes = self.max_crashes_of(&before, recover)?;
             let input = Input::Interrupted {
                 epoch: before.epoch,
                 reason: recover.reason,
-                entered,
+                entered: how,
                 max_crashes,
             };
             let Ok(transition) = transition::decide(&before, &input, self.now) else {
@@ -85,4 +83,23 @@ impl Commit<'_> {
         }
         Ok(recover.max_crashes_default)
     }
+}
+
+/// How far the phase of a job had come, and since when it ran.
+fn evidence(recover: &Recover, row: &JobRow) -> (Entered, Option<Timestamp>) {
+    let noted = |list: &[Noted]| {
+        let is_meant = |(id, epoch, phase_index, _): &&Noted| {
+            (*id, *epoch, *phase_index) == (row.id, row.epoch, row.phase_index)
+        };
+        list.iter().find(is_meant).map(|(.., since)| *since)
+    };
+    let (inside, returned) = (noted(&recover.inside), noted(&recover.returned));
+    let entered = if recover.all_entered || inside.is_some() {
+        Entered::Inside
+    } else if returned.is_some() {
+        Entered::Returned
+    } else {
+        Entered::No
+    };
+    (entered, inside.or(returned).or(row.phase_started_at))
 }

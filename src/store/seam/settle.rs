@@ -11,7 +11,7 @@ use crate::store::Done;
 use crate::store::ops::{Release, Settle, Source};
 use crate::store::seam::history::{failed_data, fault_row, interrupted_data, interrupted_row};
 use crate::store::seam::{Commit, Extra};
-use crate::transition::{self, Edge, Flags, Input, JobRow, Refusal};
+use crate::transition::{self, Edge, Entered, Flags, Input, JobRow, Refusal};
 
 impl Commit<'_> {
     pub(super) fn settle(&mut self, settle: &Settle) -> Result<Option<JobRow>> {
@@ -48,6 +48,7 @@ impl Commit<'_> {
             Input::Interrupted {
                 reason, entered, ..
             } => {
+                let entered = entered != Entered::No;
                 if entered {
                     error = Some(interrupted_row(
                         reason,

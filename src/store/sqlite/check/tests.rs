@@ -184,6 +184,7 @@ fn crashed(author: &mut Author) {
             (first.id, first.epoch, 0, START),
             (second.id, second.epoch, 0, START),
         ],
+        returned: Vec::new(),
         all_entered: false,
         max_crashes: vec![("mail".into(), 0)],
         max_crashes_default: 3,
