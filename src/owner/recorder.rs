@@ -56,7 +56,12 @@ impl Recorder {
         self.write(slot, 0, &encode(self.generation, inside));
     }
 
-    /// Worker `slot` is inside of nothing.
+    /// Worker `slot` has entered no handler after all.
+    pub(crate) fn leave(&self, slot: usize) {
+        self.write(slot, 0, &[0; SLOT_BYTES]);
+    }
+
+    /// The handler of worker `slot` has returned, and the worker is inside of nothing.
     pub(crate) fn returned(&self, slot: usize) {
         self.write(slot, RETURNED_AT, &[1]);
     }

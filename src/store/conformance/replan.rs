@@ -9,7 +9,7 @@ use crate::job::{InterruptionReason, JobId, JobStatus, PhaseName};
 use crate::store::Done;
 use crate::store::conformance::{Bench, again, new_job, plan};
 use crate::store::ops::{Op, Settle};
-use crate::transition::{Input, JobRow};
+use crate::transition::{Entered, Input, JobRow};
 
 /// A job of the phases `a b c` that has done `done` of them, saved a checkpoint in the next one, and waits for its next try.
 fn waiting(bench: &mut Bench, done: usize) -> JobRow {
@@ -130,7 +130,7 @@ fn give_back(row: &JobRow, phases: &str) -> Op {
     let input = Input::Interrupted {
         epoch: row.epoch,
         reason: InterruptionReason::Replanned,
-        entered: false,
+        entered: Entered::No,
         max_crashes: u32::MAX,
     };
     Op::Settle(Settle {
