@@ -48,17 +48,11 @@ impl Commit<'_> {
             Input::Interrupted {
                 reason, entered, ..
             } => {
-                let entered = entered != Entered::No;
-                if entered {
-                    error = Some(interrupted_row(
-                        reason,
-                        phase,
-                        &before,
-                        Some(settle.started_at),
-                        self.now,
-                    ));
+                let since = (entered != Entered::No).then_some(settle.started_at);
+                if since.is_some() {
+                    error = Some(interrupted_row(reason, phase, &before, since, self.now));
                 }
-                interrupted_data(reason, entered, false, entered.then_some(settle.started_at))
+                interrupted_data(reason, since.is_some(), false, since)
             }
             Input::PhaseCompleted {
                 edge: Edge::Release(reason),
