@@ -5,6 +5,8 @@
 //!   0600, before SQLite sees it. After that the process never opens it itself: closing any descriptor of it would drop every
 //!   lock that SQLite holds (<https://www.sqlite.org/howtocorrupt.html>, section 2.2).
 //! - A pragma that is refused reports nothing: `journal_mode` is read back. The switch to WAL does not use the busy handler.
+//! - What a statement or a savepoint may have to take back goes to a file in a directory of the system beyond 64 KiB, unless it is
+//!   told otherwise: the queue would need a second place that can be written and is not full.
 //! - A deferred transaction that reads first and writes later gets `SQLITE_BUSY` at once: writers say `BEGIN IMMEDIATE`.
 
 use std::fs::OpenOptions;
@@ -70,7 +72,7 @@ pub(super) fn reader(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags).map_err(map)?;
     conn.busy_handler(Some(busy)).map_err(map)?;
-    keep_prepared(&conn).map_err(map)?;
+    set_up(&conn).map_err(map)?;
     // Readers look at few rows: 64 pages are enough, and there may be several of them.
     conn.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -256;")
         .map_err(map)?;
@@ -104,13 +106,14 @@ pub(crate) fn canonical(path: &Path) -> Result<PathBuf> {
     Ok(parent.join(name))
 }
 
-/// Prepares each statement once in the life of a connection.
-fn keep_prepared(conn: &Connection) -> rusqlite::Result<()> {
+/// Prepares each statement once in the life of a connection, and makes no temporary files.
+fn set_up(conn: &Connection) -> rusqlite::Result<()> {
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     // Without this SQLite plans a statement with a bound LIMIT anew whenever a value is bound, in case another plan suits the
     // value better: 30 to 60 us at every claim. Source: <https://www.sqlite.org/c3ref/c_dbconfig_defensive.html>.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    Ok(())
+    // What is kept is the pages that one step or statement changes. Source: <https://www.sqlite.org/tempfiles.html>, section 3.
+    conn.execute_batch("PRAGMA temp_store = MEMORY")
 }
 
 fn create_private(path: &Path) -> Result<()> {
@@ -164,7 +167,7 @@ pub(super) fn moved(path: &Path) -> Error {
 fn prepare(conn: &mut Connection, path: &Path, durability: Durability) -> Result<()> {
     let map = |error| errors::map(error, Context::Open(path));
     conn.busy_handler(Some(busy)).map_err(map)?;
-    keep_prepared(conn).map_err(map)?;
+    set_up(conn).map_err(map)?;
     identify(conn, path)?;
     let mut tries = 0;
     loop {

@@ -3,6 +3,8 @@
 
 mod damage;
 mod plans;
+#[cfg(target_os = "linux")]
+mod temporary;
 
 use std::fs;
 use std::path::PathBuf;
