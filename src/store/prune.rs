@@ -273,11 +273,16 @@ fn ages_from(now: Timestamp) -> Timestamp {
     }
 }
 
+/// Whether a time of the log is that of the row's age. What is dated later than now was written while the clock was ahead.
+fn says_its_age(at: Timestamp, now: Timestamp) -> bool {
+    (ages_from(now)..=now).contains(&at)
+}
+
 /// Deletes at most `most` rows from the old end of the log. Answers how many, and when the oldest that is left, and is not the
 /// newest row, was written.
 ///
-/// A row that was written before the clock was set is as old as the first one after it whose time says something: it is older
-/// than that one, and nobody knows by how much.
+/// A row that was written before the clock was set, or while it was ahead, is as old as the first one after it whose time says
+/// something: it is older than that one, and nobody knows by how much.
 fn events(
     rows: &mut dyn Rows,
     head: Head,
@@ -292,13 +297,13 @@ fn events(
     let mut age_of_next = None;
     if let (Some((first, _)), Some((last, at))) = (old.first(), old.last())
         && keep.age.is_some()
-        && *at < ages_from(now)
+        && !says_its_age(*at, now)
     {
         age_of_next = look_ahead(rows, (*first, *last), head.seq, now)?;
     }
     let mut ages: Vec<Option<Timestamp>> = Vec::with_capacity(old.len());
     for (_, at) in old.iter().rev() {
-        if *at >= ages_from(now) {
+        if says_its_age(*at, now) {
             age_of_next = Some(*at);
         }
         ages.push(age_of_next);
@@ -312,8 +317,12 @@ fn events(
     if gone > 0 {
         rows.delete_events(old[gone].0)?;
     }
-    let oldest = ages.get(gone).filter(|_| gone + 1 < old.len());
-    Ok((gone, oldest.copied().flatten()))
+    if gone + 1 >= old.len() {
+        return Ok((gone, None));
+    }
+    // A time that is still to come says something then.
+    let to_come = Some(old[gone].1).filter(|at| *at > now);
+    Ok((gone, ages[gone].or(to_come)))
 }
 
 /// Looks behind the rows that begin with `first` and `last` for one whose time says something, in strides that double: some such
@@ -327,7 +336,7 @@ fn look_ahead(
     let mut stride = last.saturating_sub(first).max(1);
     loop {
         let seq = last.saturating_add(stride).min(newest);
-        let at = rows.event_time(seq)?.filter(|at| *at >= ages_from(now));
+        let at = rows.event_time(seq)?.filter(|at| says_its_age(*at, now));
         if at.is_some() || seq >= newest {
             return Ok(at);
         }

@@ -161,6 +161,8 @@ cases! {
     prune::an_old_newest_row_calls_for_no_further_step,
     prune::events_of_before_the_clock_was_set_go_with_the_first_of_after_it,
     prune::a_long_time_before_the_clock_was_set_is_looked_across,
+    prune::events_of_a_time_to_come_go_with_the_first_of_after_it,
+    prune::events_of_a_clock_that_is_a_little_ahead_are_waited_for,
     prune::events_go_by_age_while_the_clock_was_never_set,
     prune::dead_keys_are_dropped_and_live_ones_kept,
     prune::a_key_of_another_job_does_not_go_with_this_one,

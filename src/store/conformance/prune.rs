@@ -308,6 +308,38 @@ pub(super) fn a_long_time_before_the_clock_was_set_is_looked_across(bench: &mut 
     assert_eq!(oldest(bench), 46);
 }
 
+/// Somebody had set the clock to 2090: once the first row of that time was the oldest, nothing went by its age any more.
+pub(super) fn events_of_a_time_to_come_go_with_the_first_of_after_it(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    rows(bench, 2); // 1-2
+    bench.later(64 * 365 * 86_400 * SECOND);
+    rows(bench, 20); // 3-22
+    bench.now = START.after(SECOND);
+    let age = || Retention::forever().events(Keep::for_age(SECOND));
+    let first = START.after(MS).after(SECOND);
+    let pruned = prune_by(bench, age(), 9, 1);
+    assert_eq!((pruned.events, pruned.next), (0, Some(first)));
+    rows(bench, 2); // 23-24
+    bench.later(SECOND);
+    // More of them than a step looks at.
+    let steps = std::iter::repeat_with(|| prune_by(bench, age(), 9, 2).events);
+    steps.take_while(|gone| *gone > 0).for_each(drop);
+    assert_eq!(oldest(bench), 24);
+}
+
+/// A client's clock is a second ahead: its rows have an age as soon as that second is over.
+pub(super) fn events_of_a_clock_that_is_a_little_ahead_are_waited_for(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    rows(bench, 2);
+    let now = bench.now;
+    bench.now = START;
+    let age = || Retention::forever().events(Keep::for_age(SECOND));
+    let next = START.after(MS).after(SECOND);
+    assert_eq!(prune(bench, age()).next, Some(next));
+    bench.now = now.after(SECOND);
+    assert_eq!(prune(bench, age()).events, 1);
+}
+
 /// A board that is never told the time has only this.
 pub(super) fn events_go_by_age_while_the_clock_was_never_set(bench: &mut Bench) {
     bench.register("import", "fetch");
