@@ -76,7 +76,8 @@
 //! Times are [`Timestamp`]s, milliseconds UTC. When the system's clock steps forward it is followed within a minute; when it
 //! steps back, or is behind what is in the file when that is opened, the queue goes on from where it was, at its old pace, so that
 //! nothing waits for the year to come round again. (A clock that shows 2020 or later is believed against a file that is more than
-//! ten years ahead, and always with [`Builder::trust_clock`].) How long a phase takes goes by the time that passes, whatever the clock is set to.
+//! ten years ahead, and always with [`Builder::trust_clock`]. What waits in the file for a time of the clock that was ahead is
+//! then brought forward.) How long a phase takes goes by the time that passes, whatever the clock is set to.
 //!
 //! # Not promised
 //!

@@ -85,6 +85,8 @@ impl Flags {
     pub(crate) const INTERRUPTED: i64 = 16;
     /// It has endpoints of its own.
     pub(crate) const ENDPOINTS: i64 = 32;
+    /// `run_at` was put forward since its last change: that was told by a clock that was ahead.
+    pub(crate) const MOVED: i64 = 64;
     /// The bits from here on: how long its deadline was when it was enqueued, in ms and one more, once a retry has put that off. 0: it
     /// was not.
     const TIME_BIT: u32 = 20;
@@ -316,7 +318,7 @@ fn claim(job: &JobRow, now: Timestamp) -> Result<Transition, Refusal> {
         phase_attempt: job.phase_attempt + 1,
         started_at: job.started_at.or(Some(now)),
         phase_started_at: Some(now),
-        flags: job.flags.without(Flags::WAITING),
+        flags: job.flags.without(Flags::WAITING | Flags::MOVED),
         ..*job
     };
     Ok(keep(after, Change::Claimed))

@@ -150,7 +150,8 @@ impl Builder {
 
     /// Believes the system's clock also when it is behind what is in the file. Else the queue goes on from the newest event there: the
     /// better guess where no clock survives a power cut. For a file that was written while a clock was set wrong, ahead of the
-    /// time: once is enough. What waits there for another try waits until that time.
+    /// time: once is enough. What waits there for a time of that clock waits from now on, for as long as it was to wait
+    /// by it; deliveries are sent at once.
     #[must_use]
     pub fn trust_clock(mut self) -> Builder {
         self.config.trusts_clock = true;

@@ -128,6 +128,8 @@ pub(crate) trait OutboxRows {
         to: Timestamp,
         limit: usize,
     ) -> Result<Vec<DeliveryId>>;
+    /// Lets every delivery be sent now that has a later time. Answers how many.
+    fn bring_forward(&mut self, now: Timestamp) -> Result<usize>;
     /// Whether there is a delivery that tells of this job.
     fn has_deliveries(&mut self, job: JobId) -> Result<bool>;
     /// Deletes deliveries that are over and ended in `old`, or that were delivered and whose event is before `first`; at most

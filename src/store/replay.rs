@@ -4,7 +4,8 @@
 //! in one of them shows as a difference between log and row. The log does not tell everything. A rewind, which looks like any other
 //! failed try but for the tries of its phase (`phase_attempt`), and a new plan for a job that waits move a pending job to an
 //! earlier phase without saying to which; the next claim says it. So the phase of a pending job is an upper limit after those,
-//! and is known exactly after everything else. A start that lay in the past when the job was enqueued is not told either.
+//! and is known exactly after everything else. A start that lay in the past when the job was enqueued is not told either, nor one
+//! that was put forward when the clock was found to have been ahead.
 //!
 //! A job whose oldest changes were deleted by retention is followed from the first change that is left; what only the older ones
 //! knew is `None`.
@@ -16,7 +17,7 @@ use crate::event::{Change, EventKind, LoggedChange, Seq};
 use crate::job::{ErrorCause, InterruptionReason, JobStatus};
 use crate::store::Part;
 use crate::time::Timestamp;
-use crate::transition::JobRow;
+use crate::transition::{Flags, JobRow};
 
 /// What the log says of a job so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,7 @@ pub(crate) fn compare(told: &Told, row: &JobRow, broken: &mut Vec<Broken>) {
     }
     let row_status = row.status;
     let (what, time) = match row_status {
+        JobStatus::Pending if row.flags.has(Flags::MOVED) => return,
         JobStatus::Pending => ("run_at_ms", Some(row.run_at)),
         JobStatus::Running => return,
         JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {

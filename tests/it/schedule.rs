@@ -471,3 +471,25 @@ fn what_waits_is_tried_again_after_a_restart_with_a_clock_that_was_never_set() {
     assert_eq!(job.attempt, 2);
     assert_sound(&queue);
 }
+
+/// The bug: the queue went on at the right time, and what had been enqueued by the clock that was ahead waited for that time.
+#[test]
+fn jobs_of_a_clock_that_was_ahead_start_once_it_is_right() {
+    for (ahead, is_trusted) in [(64 * 365 * 24 * 3600 * S, false), (3600 * S, true)] {
+        let harness = Harness::with_fake_clock();
+        let wrong = FakeClock::new(START.after(ahead));
+        let queue = harness.builder().clock(&wrong).open().unwrap();
+        let id = queue.enqueue("quick", &Value::Null).unwrap();
+        queue.shutdown(harness.left()).unwrap();
+        drop(queue);
+        let mut builder = harness.builder();
+        if is_trusted {
+            builder = builder.trust_clock();
+        }
+        builder.register(JobType::<Value>::new("quick").phase(ONE, |_| Ok(Value::Null)));
+        let queue = builder.open().unwrap();
+        assert_eq!(harness.clock().now(), START);
+        harness.wait_for(&queue, id, JobStatus::Completed);
+        assert_sound(&queue);
+    }
+}

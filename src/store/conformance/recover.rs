@@ -1,14 +1,17 @@
 //! After a crash: what becomes of the jobs that were under way. Test code.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::event::EventKind;
-use crate::job::{ErrorCause, InterruptionReason, JobStatus, PhaseStatus};
+use crate::job::{ErrorCause, InterruptionReason, JobId, JobStatus, PhaseStatus, RetryFrom};
 use crate::store::Done;
-use crate::store::conformance::{Bench, MS, START, new_job};
-use crate::store::ops::{Op, Recover};
+use crate::store::conformance::outbox::{spec, with_endpoint};
+use crate::store::conformance::{Bench, MS, SECOND, START, again, ids, new_job};
+use crate::store::ops::{ClaimRequest, Op, Recover};
 use crate::time::Timestamp;
-use crate::transition::JobRow;
+use crate::transition::{Flags, JobRow};
 
 /// The process died, and the flight recorder names these jobs.
 fn died_inside(rows: &[(&JobRow, Timestamp)]) -> Recover {
@@ -208,4 +211,75 @@ pub(super) fn completed_phases_and_checkpoints_survive(bench: &mut Bench) {
     let saved = bench.reader.checkpoint(row.id, 1).expect("readable");
     assert_eq!(saved.as_deref(), Some("7"));
     assert_eq!(bench.claim_one(row.id).phase_index, 1);
+}
+
+/// Somebody sets the clock to 2091, and right again with the next start.
+const AHEAD: Duration = Duration::from_secs(64 * 365 * 86_400);
+
+/// The bug: the queue went on at the right time, and nothing that was enqueued or tried before ran in this century.
+pub(super) fn what_waits_for_the_time_of_a_clock_that_was_ahead_waits_no_longer_than_it_was_to(
+    bench: &mut Bench,
+) {
+    bench.register("import", "fetch load");
+    let year = Duration::from_secs(365 * 86_400);
+    // Enqueued before, and meant to wait.
+    let before = bench.enqueue(new_job("import").run_at(START.after(year)));
+    bench.later(AHEAD);
+    let at_once = bench.enqueue(new_job("import").deadline(10 * SECOND));
+    let delayed = bench.enqueue(new_job("import").delay(7 * SECOND));
+    let retried = bench.enqueue(new_job("import").run_at(bench.now.after(year)));
+    bench.cancel(retried);
+    bench.later(MS);
+    bench
+        .one(Op::Retry(retried, RetryFrom::Failed))
+        .expect("it is over");
+    // It has come by this clock.
+    let request = ClaimRequest {
+        exclude: [before, at_once, retried].into(),
+        ..bench.request()
+    };
+    let waits = bench.enqueue(new_job("import"));
+    let claimed = bench.claim_with(&request).claimed[0].row;
+    assert_eq!(claimed.id, waits);
+    bench.fail(&claimed, again(9, 5 * SECOND));
+    bench.later(MS);
+    bench.now = START.after(SECOND);
+    assert_eq!(recover(bench, died_inside(&[])), (0, 0));
+    let starts = |bench: &Bench, ids: &[JobId]| -> Vec<Timestamp> {
+        ids.iter().map(|id| bench.row(*id).run_at).collect()
+    };
+    let now = bench.now;
+    let expected = [
+        START.after(year),
+        now,
+        now.after(7 * SECOND),
+        now,
+        now.after(5 * SECOND),
+    ];
+    let all = [before, at_once, delayed, retried, waits];
+    assert_eq!(starts(bench, &all), expected);
+    assert_eq!(bench.job(at_once).deadline, Some(now.after(10 * SECOND)));
+    // Once: the next start finds nothing to do.
+    bench.enqueue(new_job("other"));
+    assert_eq!(recover(bench, died_inside(&[])), (0, 0));
+    assert_eq!(starts(bench, &all), expected);
+    assert_eq!(ids(&bench.claim()), [at_once, retried]);
+    assert!(!bench.row(at_once).flags.has(Flags::MOVED));
+}
+
+pub(super) fn deliveries_of_a_clock_that_was_ahead_can_be_sent(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    bench.later(AHEAD);
+    let job = with_endpoint(spec(
+        "http://a",
+        &[EventKind::Created, EventKind::Cancelled],
+    ));
+    let id = bench.enqueue(job);
+    bench.cancel(id);
+    bench.now = START;
+    assert_eq!(bench.sendable(), []);
+    recover(bench, died_inside(&[]));
+    let times: Vec<_> = bench.deliveries().iter().map(|row| row.next_at).collect();
+    assert_eq!(times, [Some(bench.now), None], "in their order");
+    assert_eq!(bench.sendable().len(), 1);
 }

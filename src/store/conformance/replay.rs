@@ -74,12 +74,17 @@ impl Replay {
         }
     }
 
-    pub(super) fn compare(&self, jobs: &[Job]) {
+    /// `is_moved`: the start of a job was put forward since.
+    pub(super) fn compare(&mut self, jobs: &[Job], is_moved: impl Fn(JobId) -> bool) {
         let known: Vec<JobId> = self.0.keys().copied().collect();
         let stored: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
         assert_eq!(known, stored, "the log and the rows know the same jobs");
         for job in jobs {
-            let mut told = self.0[&job.id];
+            let told = self.0.get_mut(&job.id).expect("they are the same");
+            if told.run_at.is_some_and(|at| at != job.run_at) && is_moved(job.id) {
+                told.run_at = None;
+            }
+            let mut told = *told;
             let is_known = told.done.is_some() && job.status != JobStatus::Pending;
             told.done = told.done.filter(|_| is_known);
             let row = State {

@@ -198,6 +198,25 @@ impl OutboxRows for Tx<'_> {
         Ok(between.map(|row| row.id).take(limit).collect())
     }
 
+    fn bring_forward(&mut self, now: Timestamp) -> Result<usize> {
+        let waits = |row: &&DeliveryRow| row.next_at.is_some_and(|at| at > now);
+        let waiting: Vec<_> = self
+            .data
+            .deliveries
+            .values()
+            .filter(waits)
+            .cloned()
+            .collect();
+        for row in &waiting {
+            let next_at = Some(now);
+            self.data.put_delivery(&DeliveryRow {
+                next_at,
+                ..row.clone()
+            });
+        }
+        Ok(waiting.len())
+    }
+
     fn has_deliveries(&mut self, job: JobId) -> Result<bool> {
         let mut of_job = self.data.job_deliveries.range((job, FIRST)..=(job, LAST));
         Ok(of_job.next().is_some())

@@ -1,18 +1,19 @@
-//! After a crash: what becomes of the jobs that were under way. L2.
+//! After a crash: what becomes of the jobs that were under way; and after a clock that was ahead: of those that wait for its time. L2.
 
 use serde_json::json;
 
-use crate::error::Result;
-use crate::job::{ErrorCause, JobStatus};
+use crate::error::{ErrorKind, Result};
+use crate::job::{ErrorCause, JobId, JobStatus};
 use crate::store::Done;
 use crate::store::ops::{Fault, Noted, Recover};
 use crate::store::seam::history::{fault_row, interrupted_data, interrupted_row};
 use crate::store::seam::{Commit, Extra};
 use crate::time::Timestamp;
-use crate::transition::{self, Entered, Input, JobRow};
+use crate::transition::{self, Entered, Flags, Input, JobRow};
 
 impl Commit<'_> {
     pub(super) fn recover(&mut self, recover: &Recover) -> Result<Done> {
+        self.bring_forward()?;
         let (mut interrupted, mut failed) = (0, 0);
         for id in self.rows.ids(JobStatus::Running, None, usize::MAX)? {
             let before = self.load(id)?;
@@ -75,6 +76,45 @@ impl Commit<'_> {
         })
     }
 
+    /// The clock was decades ahead, and is not followed any more: what was to wait for seconds then would wait for decades. Every
+    /// pending job is looked at, which takes its time, but is done once: what is written from now on has this time.
+    fn bring_forward(&mut self) -> Result<()> {
+        let newest = self.rows.event_time(self.head.seq)?;
+        if newest.is_none_or(|at| at <= self.now) {
+            return Ok(());
+        }
+        let mut jobs = 0;
+        for id in self.rows.ids(JobStatus::Pending, None, usize::MAX)? {
+            jobs += usize::from(self.bring_job_forward(id)?);
+        }
+        let deliveries = self.rows.bring_forward(self.now)?;
+        if jobs + deliveries > 0 {
+            self.writes += 1;
+            log::warn!(
+                "a clock was ahead when the file was last written: {jobs} jobs and {deliveries} deliveries wait for its time no more"
+            );
+        }
+        Ok(())
+    }
+
+    fn bring_job_forward(&mut self, id: JobId) -> Result<bool> {
+        let before = match self.rows.job(id) {
+            Ok(Some(row)) if row.run_at > self.now => row,
+            Ok(_) => return Ok(false),
+            // Whoever claims it says so.
+            Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        // The oldest end of the log may be gone.
+        let told = self.rows.event_time(before.last_seq)?;
+        let Some(after) = brought_forward(&before, told.unwrap_or(before.created_at), self.now)
+        else {
+            return Ok(false);
+        };
+        self.writes += 1;
+        self.rows.update_job(&before, &after)
+    }
+
     fn max_crashes_of(&mut self, row: &JobRow, recover: &Recover) -> Result<u32> {
         for (name, max) in &recover.max_crashes {
             if self.rows.job_type(name)?.id == row.type_id {
@@ -102,4 +142,28 @@ fn evidence(recover: &Recover, row: &JobRow) -> (Entered, Option<Timestamp>) {
         Entered::No
     };
     (entered, inside.or(returned).or(row.phase_started_at))
+}
+
+/// A pending job whose start was set by a clock that was ahead: it waits for as long as it was to wait by that clock. Nothing when
+/// its start was set before that. `told`: when its last change was written.
+fn brought_forward(row: &JobRow, told: Timestamp, now: Timestamp) -> Option<JobRow> {
+    // After its start there may have been news of a delivery.
+    let since = if row.run_at >= told {
+        told
+    } else if row.started_at.is_some() {
+        row.run_at
+    } else {
+        row.created_at
+    };
+    if since <= now {
+        return None;
+    }
+    let moved = |at: Timestamp| now.after(at.since(since));
+    let is_new = row.created_at > now;
+    Some(JobRow {
+        run_at: moved(row.run_at),
+        deadline: row.deadline.map(|at| if is_new { moved(at) } else { at }),
+        flags: row.flags.with(Flags::MOVED),
+        ..*row
+    })
 }

@@ -90,6 +90,7 @@ pub(super) const SELECT_OVER: &str = "SELECT id, job_id, finished_at_ms FROM del
     WHERE status >= 1 AND finished_at_ms >= ?1 ORDER BY finished_at_ms LIMIT ?2";
 pub(super) const SELECT_OLD: &str =
     "SELECT id, job_id FROM delivery WHERE id < ?1 AND status = 1 ORDER BY id LIMIT ?2";
+const BRING_FORWARD: &str = "UPDATE delivery SET next_at_ms = ?1 WHERE next_at_ms > ?1";
 pub(super) const HAS_DELIVERIES: &str = "SELECT 1 FROM delivery WHERE job_id = ?1 LIMIT 1";
 const DELETE_DELIVERY: &str = "DELETE FROM delivery WHERE id = ?1";
 const DELETE_TRIES: &str = "DELETE FROM delivery_try WHERE delivery_id = ?1";
@@ -235,6 +236,10 @@ impl OutboxRows for Tx<'_> {
     ) -> Result<Vec<DeliveryId>> {
         let params = params![from.as_millis(), to.as_millis(), limit(most)];
         ids(self.conn, SELECT_BETWEEN, params)
+    }
+
+    fn bring_forward(&mut self, now: Timestamp) -> Result<usize> {
+        self.write(BRING_FORWARD, params![now.as_millis()])
     }
 
     fn prune_deliveries(

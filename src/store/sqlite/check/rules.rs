@@ -385,6 +385,7 @@ impl Parameters {
             | Flags::SAVED
             | Flags::INTERRUPTED
             | Flags::ENDPOINTS
+            | Flags::MOVED
             | Flags::TIME;
         let reasons = InterruptionReason::ALL.map(InterruptionReason::as_str);
         Parameters(vec![

@@ -435,7 +435,7 @@ fn a_value_over_the_limit_is_found() {
 #[test]
 fn the_first_hundred_findings_are_listed_and_more_are_mentioned() {
     let file = Copy::of(&FILES[0]);
-    file.damage("UPDATE job SET type_id = 9, plan_id = 9, phase_attempt = 9, flags = flags | 192, epoch = 99, last_seq = 0");
+    file.damage("UPDATE job SET type_id = 9, plan_id = 9, phase_attempt = 9, flags = flags | 128, epoch = 99, last_seq = 0");
     let lines = file.check();
     assert_eq!(lines.len(), FINDINGS_MAX + 1);
     assert_eq!(lines[FINDINGS_MAX], "and more: these are the first 100");

@@ -89,8 +89,8 @@ pub(super) const WAYS: &[Way] = &[
     ),
     (
         "a flag that does not exist",
-        "UPDATE job SET flags = flags | 64 WHERE id = 5",
-        &["S1 job 5: flags are 73"],
+        "UPDATE job SET flags = flags | 128 WHERE id = 5",
+        &["S1 job 5: flags are 137"],
     ),
     (
         "a cause that does not exist",
