@@ -154,6 +154,9 @@ impl NewJob {
 
     /// Enqueues nothing, and answers with the id of the job that is there, while `hold` says so for a job of the same type
     /// with the same key (1 to 512 bytes). Defaults to no key.
+    ///
+    /// A retry by hand is always done: it gives a job its key again, unless another job has the key by then, or was deleted with
+    /// it. Then both are live with one key.
     #[must_use]
     pub fn unique_key(mut self, key: impl Into<String>, hold: While) -> NewJob {
         self.unique = Some(UniqueKey {

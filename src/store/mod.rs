@@ -260,6 +260,8 @@ pub(crate) trait Rows: outbox::OutboxRows {
         limit: usize,
     ) -> Result<Vec<JobId>>;
 
+    /// The unique key that a job was enqueued with.
+    fn unique_key(&mut self, id: JobId) -> Result<Option<String>>;
     fn holder(&mut self, type_id: i64, key: &str) -> Result<Option<Holder>>;
     fn set_holder(&mut self, type_id: i64, key: &str, holder: &Holder) -> Result<()>;
     /// Drops unique keys that stand for nothing any more, looking at `limit` of them; a later call goes on from there.

@@ -213,16 +213,9 @@ impl Model {
     pub(crate) fn enqueue(&mut self, new: &New) -> (i64, bool) {
         if let Some((key, _)) = &new.key
             && let Some((id, hold)) = self.keys.get(&(new.kind, key.clone()))
+            && self.holds(*id, *hold)
         {
-            let status = self.jobs.get(id).map(|job| job.status);
-            let holds = match hold {
-                Hold::Queued => status == Some(Status::Pending),
-                Hold::Live => status.is_some_and(|status| !status.is_over()),
-                Hold::Until(at) => *at > self.now,
-            };
-            if holds {
-                return (*id, false);
-            }
+            return (*id, false);
         }
         self.last_id += 1;
         let (id, run_at) = (self.last_id, self.now + new.delay);
@@ -309,6 +302,9 @@ impl Model {
             job.done.clear();
             job.saved = None;
         }
+        if let Some(key) = job.key.clone().map(|key| (job.kind, key)) {
+            self.hold_again(id, key);
+        }
         let from = if from_start { "start" } else { "failed" };
         self.tell(
             id,
@@ -318,6 +314,26 @@ impl Model {
             json!({"reason": "requested", "from": from}),
         );
         true
+    }
+
+    fn holds(&self, id: i64, hold: Hold) -> bool {
+        let status = self.jobs.get(&id).map(|job| job.status);
+        match hold {
+            Hold::Queued => status == Some(Status::Pending),
+            Hold::Live => status.is_some_and(|status| !status.is_over()),
+            Hold::Until(at) => at > self.now,
+        }
+    }
+
+    /// Its key stands for it again, if another had it since and is over; not if that one is deleted, and the key with it.
+    fn hold_again(&mut self, id: i64, key: (usize, String)) {
+        if let Some((holder, hold)) = self.keys.get(&key).copied()
+            && !matches!(hold, Hold::Until(_))
+            && self.jobs.contains_key(&holder)
+            && !self.holds(holder, hold)
+        {
+            self.keys.insert(key, (id, hold));
+        }
     }
 
     pub(crate) fn delete(&mut self, id: i64, reason: &str) -> bool {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::event::EventKind;
-use crate::job::{JobId, JobStatus, PhaseName};
+use crate::job::{JobId, JobStatus, PhaseName, RetryFrom};
 use crate::new_job::{Enqueued, NewJob, While};
 use crate::store::Done;
 use crate::store::conformance::{Bench, SECOND, START, again, ids, new_job, plan};
@@ -335,5 +335,36 @@ pub(super) fn of_jobs_stored_together_none_is_handed_over_that_another_may_come_
         let ops = [Op::Enqueue(jobs.into())];
         let claims = bench.commit(&ops, &request).expect("a commit").claims;
         assert_eq!(claims.claimed.len(), usize::from(is_handed_over));
+    }
+}
+
+/// The bug: the key stood for another job, which was over. So the job that was tried again and a third one were live with one key.
+pub(super) fn a_key_stands_again_for_a_job_that_is_tried_again(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    for hold in [While::Live, While::Queued] {
+        let keyed = || vec![new_job("import").unique_key(format!("{hold:?}"), hold)];
+        let retry = |bench: &mut Bench, id| {
+            bench
+                .one(Op::Retry(id, RetryFrom::Failed))
+                .expect("it is over");
+        };
+        let first = bench.enqueue_all(keyed())[0].id;
+        bench.cancel(first);
+        let second = bench.enqueue_all(keyed())[0].id;
+        retry(bench, first);
+        let again = bench.enqueue_all(keyed())[0];
+        assert_eq!((again.id, again.is_new), (second, false), "it is live");
+        bench.cancel(first);
+        bench.cancel(second);
+        retry(bench, first);
+        let again = bench.enqueue_all(keyed())[0];
+        assert_eq!((again.id, again.is_new), (first, false));
+        bench.cancel(first);
+        // It goes with the job that it stands for, and with no other.
+        bench.one(Op::Delete(second)).expect("it is over");
+        retry(bench, first);
+        let again = bench.enqueue_all(keyed())[0];
+        assert_eq!((again.id, again.is_new), (first, false));
+        bench.cancel(first);
     }
 }

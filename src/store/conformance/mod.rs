@@ -82,6 +82,7 @@ cases! {
     enqueue::a_key_held_while_queued_is_free_once_the_job_has_started,
     enqueue::a_key_held_while_live_is_free_once_the_job_is_over,
     enqueue::a_key_held_for_a_time_outlives_its_job,
+    enqueue::a_key_stands_again_for_a_job_that_is_tried_again,
     enqueue::a_key_counts_for_one_type_only,
     enqueue::two_jobs_with_one_key_in_one_commit_are_one,
     enqueue::a_job_that_nobody_planned_has_no_phases,

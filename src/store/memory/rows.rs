@@ -276,6 +276,10 @@ impl Rows for Tx<'_> {
         Ok(ended.map(|((.., id), ())| *id).collect())
     }
 
+    fn unique_key(&mut self, id: JobId) -> Result<Option<String>> {
+        Ok(self.data.payload(id)?.unique_key.clone())
+    }
+
     fn holder(&mut self, type_id: i64, key: &str) -> Result<Option<Holder>> {
         Ok(self.data.holders.get(&(type_id, key.to_owned())).copied())
     }

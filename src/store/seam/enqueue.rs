@@ -135,6 +135,31 @@ impl Commit<'_> {
         Ok(())
     }
 
+    /// A job that is tried again has its unique key again, if another has had it since and needs it no more. If that one does, both
+    /// go on; and so they do when it was deleted, and the key with it.
+    pub(super) fn hold_again(&mut self, row: &JobRow) -> Result<()> {
+        let Some(key) = self.rows.unique_key(row.id)? else {
+            return Ok(());
+        };
+        let Some(holder) = self.rows.holder(row.type_id, &key)? else {
+            return Ok(());
+        };
+        if holder.hold == 2 || holder.job_id == row.id {
+            return Ok(());
+        }
+        match holds(self.rows, &holder, self.now) {
+            Ok(false) => {}
+            Ok(true) => return Ok(()),
+            // Nobody knows, and it keeps nobody from being tried again.
+            Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.writes += 1;
+        let job_id = row.id;
+        let holder = Holder { job_id, ..holder };
+        self.rows.set_holder(row.type_id, &key, &holder)
+    }
+
     /// The job that a unique key stands for now.
     fn holder_of(&mut self, job_type: &TypeRow, unique: &UniqueKey) -> Result<Option<JobId>> {
         let Some(holder) = self.rows.holder(job_type.id, &unique.key)? else {

@@ -276,6 +276,9 @@ impl Commit<'_> {
         if self.head.counts[before.status as usize] < 1 {
             self.recount(before)?;
         }
+        if change == Change::Retried {
+            self.hold_again(before)?;
+        }
         if phases == Phases::Delete {
             // It is several statements: when one of them fails, others may have written.
             self.writes += 1;

@@ -536,6 +536,10 @@ impl Rows for Tx<'_> {
         )
     }
 
+    fn unique_key(&mut self, id: JobId) -> Result<Option<String>> {
+        rows::unique_key(self.conn, id)
+    }
+
     fn holder(&mut self, type_id: i64, key: &str) -> Result<Option<Holder>> {
         let mut statement = read(self.conn.prepare_cached(SELECT_HOLDER))?;
         let holder = statement.query_row(params![type_id, key], |row| {

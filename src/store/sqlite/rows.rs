@@ -41,6 +41,7 @@ pub(super) const SELECT_JOB: &str = concat!("SELECT ", job_columns!(), " FROM jo
 pub(super) const SELECT_HEAD: &str = "SELECT seq, span, head FROM event ORDER BY seq DESC LIMIT 1";
 pub(super) const SELECT_INPUT: &str = "SELECT coalesce(job.input, payload.input), job.unique_key
     FROM job LEFT JOIN payload ON payload.job_id = job.id WHERE job.id = ?1";
+const SELECT_UNIQUE_KEY: &str = "SELECT unique_key FROM job WHERE id = ?1";
 pub(super) const SELECT_ERRORS: &str =
     "SELECT phase, attempt, at_ms, since_ms, cause, message, backtrace, id
     FROM job_error WHERE job_id = ?1 ORDER BY id DESC LIMIT ?2";
@@ -301,6 +302,13 @@ pub(super) fn phases(conn: &Connection, id: JobId, parts: Parts) -> Result<Vec<(
         phases.push((index, done));
     }
     Ok(phases)
+}
+
+/// The unique key that a job was enqueued with.
+pub(super) fn unique_key(conn: &Connection, id: JobId) -> Result<Option<String>> {
+    let mut statement = read(conn.prepare_cached(SELECT_UNIQUE_KEY))?;
+    let key = statement.query_row([id.as_i64()], |row| row.get(0));
+    Ok(read(key.optional())?.flatten())
 }
 
 #[cfg(test)]
