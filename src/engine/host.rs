@@ -12,9 +12,9 @@ use crate::error::Error;
 use crate::job::{CancelOutcome, InterruptionReason, JobId};
 use crate::live::Offer;
 use crate::phase::stop::StopReason;
-use crate::store::Done;
 use crate::store::ops::{ClaimRequest, Claimed, Op, Release, Source};
 use crate::store::seam::Committed;
+use crate::store::{Done, Head};
 use crate::time::{Timestamp, monotonic};
 
 /// Inputs that are loaded in one commit: they stay in memory while their jobs are under way.
@@ -147,8 +147,11 @@ impl Host for Engine {
             if committed.head.seq > state.head_seq {
                 state.pruner.logged(now);
             }
-            state.head_seq = committed.head.seq;
-            state.counts = committed.head.counts;
+            // Another process may have committed since, and somebody have looked.
+            if committed.head.seq >= state.head_seq {
+                state.head_seq = committed.head.seq;
+                state.counts = committed.head.counts;
+            }
             if looked {
                 let is_limited = claims.more && !claims.is_full;
                 state
@@ -326,6 +329,15 @@ impl State {
     /// Nothing is claimed.
     fn rests(&self) -> bool {
         self.is_stopping || self.is_paused || self.failure().is_some() || self.poison.is_some()
+    }
+
+    /// Another process has written: what it ended grows old and is counted like what we end.
+    pub(super) fn saw(&mut self, head: &Head, now: Timestamp) {
+        if head.seq > self.head_seq {
+            (self.head_seq, self.counts) = (head.seq, head.counts);
+            self.pruner.job_ended(now);
+            self.pruner.logged(now);
+        }
     }
 
     /// No phase of this type is entered.

@@ -420,6 +420,7 @@ impl Engine {
                     self.bus.is_over(id);
                 }
             }
+            self.state.lock().saw(&head, self.clock.now());
             self.bus.ring(head.seq);
             Ok(())
         });

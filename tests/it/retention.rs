@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use stepwell::{
-    CancelOutcome, ErrorKind, EventKind, JobHandle, JobId, JobQueue, JobStatus, JobType, Keep,
-    NewJob, PhaseError, Retention, RetryPolicy, Timestamp, While,
+    CancelOutcome, Client, ErrorKind, EventKind, JobHandle, JobId, JobQueue, JobStatus, JobType,
+    Keep, NewJob, PhaseError, Retention, RetryPolicy, Timestamp, While,
 };
 
 use crate::support::{Gate, Harness, ONE, assert_refused, assert_sound};
@@ -313,4 +313,33 @@ fn deleted_space_is_used_again() {
     let first = (0..3).map(|_| round()).max().unwrap();
     let last = (0..5).map(|_| round()).max().unwrap();
     assert!(last <= first + first / 4, "{first} pages became {last}");
+}
+
+/// The bug: the queue was not told that a job had ended, and looked again when one of its own did, or at its next start.
+#[test]
+fn what_another_process_has_ended_grows_old_and_is_counted_too() {
+    let forever = Retention::forever;
+    for retention in [
+        forever().cancelled(Keep::for_age(HOUR)),
+        forever().cancelled(Keep::newest(1)),
+    ] {
+        let harness = Harness::with_fake_clock();
+        let (queue, jobs, _) = open(&harness, retention);
+        harness.run_one(&queue, &jobs, &Value::Null);
+        let client = Client::open(harness.path()).unwrap();
+        let cancelled: Vec<JobId> = (0..3)
+            .map(|_| {
+                let later = NewJob::new("job", &Value::Null).unwrap().delay(1000 * HOUR);
+                let id = client.enqueue_all(vec![later]).unwrap()[0].id;
+                assert_eq!(client.cancel(id).unwrap(), CancelOutcome::Cancelled);
+                id
+            })
+            .collect();
+        harness.until("the first is deleted", || {
+            // More than once: what was seen late counts from then.
+            harness.clock().advance(HOUR);
+            !is_there(&queue, cancelled[0])
+        });
+        assert_sound(&queue);
+    }
 }
