@@ -75,3 +75,24 @@ pub(super) fn deliveries_that_ended_before_the_clock_was_set_stay(bench: &mut Be
     bench.now = Timestamp::from_millis(10_000);
     assert_eq!(prune_deliveries(bench, SECOND).deliveries, 1);
 }
+
+/// The bug: as long as a single one went by age in each step, no other went by count.
+pub(super) fn deliveries_go_by_count_while_others_go_by_age(bench: &mut Bench) {
+    bench.register("import", "a");
+    let spec = spec("https://a.example/", &[EventKind::Created]);
+    bench.mail(Mail::Put("audit".into(), spec));
+    for _ in 0..12 {
+        bench.enqueue(new_job("import"));
+    }
+    let rows = bench.sendable();
+    bench.attempt(&rows[0], Verdict::GiveUp);
+    bench.attempt(&rows[1], Verdict::Delivered);
+    bench.later(SECOND);
+    for row in &rows[2..] {
+        bench.attempt(row, Verdict::Delivered);
+    }
+    let pruned = prune_deliveries(bench, SECOND);
+    assert_eq!((pruned.deliveries, pruned.more), (10, true));
+    let left: Vec<_> = bench.deliveries().iter().map(|row| row.id).collect();
+    assert_eq!(left, [rows[10].id, rows[11].id]);
+}

@@ -71,6 +71,7 @@ cases! {
     resend::a_try_from_before_takes_nothing_back,
     outbox::only_the_newest_tries_are_kept,
     outbox::deliveries_go_by_age_and_what_is_pending_stays,
+    endpoint::deliveries_go_by_count_while_others_go_by_age,
     endpoint::deliveries_that_ended_before_the_clock_was_set_stay,
     outbox::a_failed_try_is_told_and_is_no_end,
     enqueue::ids_rise_and_are_never_used_twice,

@@ -233,10 +233,10 @@ impl OutboxRows for Tx<'_> {
             .filter(|(at, _)| *at < old.end)
             .map(|(_, id)| id)
             .collect();
-        if gone.is_empty() {
-            let delivered = self.data.delivered.range(..first).take(limit);
-            gone = delivered.map(|(id, ())| *id).collect();
-        }
+        let delivered = self.data.delivered.range(..first).map(|(id, ())| *id);
+        let others = delivered.filter(|id| !gone.contains(id));
+        let more: Vec<_> = others.take(limit - gone.len()).collect();
+        gone.extend(more);
         let mut jobs = Vec::new();
         for id in &gone {
             jobs.extend(self.data.deliveries.get(id).map(|row| row.job_id));

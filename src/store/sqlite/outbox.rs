@@ -251,8 +251,11 @@ impl OutboxRows for Tx<'_> {
         let mut over = over(self.conn, old.start, most)?;
         over.retain(|(.., at)| *at < old.end);
         let mut gone: Vec<_> = over.into_iter().map(|(id, job, _)| (id, job)).collect();
-        if gone.is_empty() {
-            gone = delivered(self.conn, first, most)?;
+        if gone.len() < most {
+            let mut more = delivered(self.conn, first, most)?;
+            more.retain(|it| !gone.contains(it));
+            more.truncate(most - gone.len());
+            gone.extend(more);
         }
         for (id, _) in &gone {
             self.write(DELETE_DELIVERY, params![id.as_i64()])?;
