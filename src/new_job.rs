@@ -169,6 +169,8 @@ impl NewJob {
     /// The phases of this job, for a planned type that the enqueueing process has not registered. Defaults to what the
     /// registered type says; a job that no one could plan is planned when it is claimed. The process that runs the job has the
     /// last word: when its type has other phases, or other versions of them, the job goes on by those.
+    ///
+    /// Each list that differs from all before it stays in the file for ever: no names that come from the input.
     #[must_use]
     pub fn phases(mut self, phases: impl IntoIterator<Item = PhaseName>) -> NewJob {
         self.phases = Some(phases.into_iter().collect());

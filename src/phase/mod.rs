@@ -335,6 +335,9 @@ impl<I: DeserializeOwned + 'static> JobType<I> {
     /// `job:interrupted` with the reason `replanned`. Results are kept for the longest beginning of the new phases that has
     /// them, by name and version; the phase behind it and all after that run. This happens once for a job while the program
     /// runs: a `plan` that answers otherwise each time is not followed further.
+    ///
+    /// Each list of phases that differs from all before it stays in the file for ever, for the jobs and events that go by it. A
+    /// handful is what this is made for; names or counts that come from the input (`page-1` to `page-731`) make a list for every job.
     #[must_use]
     pub fn planned<T: Serialize>(
         name: impl Into<Arc<str>>,
