@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::event::{Change, LoggedChange, Plan, Seq};
 use crate::job::{ErrorCause, Interruption, Job, JobError, JobId, JobStatus, JobSummary};
 use crate::new_job::Enqueued;
+use crate::store::prune::{Ended, Seen};
 use crate::time::Timestamp;
 use crate::transition::JobRow;
 
@@ -251,14 +252,18 @@ pub(crate) trait Rows: outbox::OutboxRows {
     fn running(&mut self, type_id: i64) -> Result<u32>;
     /// Ids of the jobs with this status (and type), ascending. When there are more than `limit`, any of them.
     fn ids(&mut self, status: JobStatus, type_id: Option<i64>, limit: usize) -> Result<Vec<JobId>>;
-    /// Terminal jobs of a status in the order in which they ended, those first that ended before `cutoff`.
+    /// Terminal jobs of a status in the order in which they ended: those behind `after` that ended before `cutoff`.
     fn oldest_ended(
         &mut self,
         status: JobStatus,
-        from: Timestamp,
+        after: Ended,
         cutoff: Timestamp,
         limit: usize,
-    ) -> Result<Vec<JobId>>;
+    ) -> Result<Vec<Ended>>;
+    /// How large the results, checkpoints and the input of a job are that are not in its row.
+    fn stored_bytes(&mut self, id: JobId) -> Result<u64>;
+    /// What retention has in mind between its steps. It is kept also when the transaction fails.
+    fn seen(&mut self) -> &mut Seen;
 
     /// The unique key that a job was enqueued with.
     fn unique_key(&mut self, id: JobId) -> Result<Option<String>>;

@@ -17,6 +17,41 @@ use crate::time::{CLOCK_WAS_SET, Timestamp};
 /// there must be more of them than of jobs that a step deletes.
 const HOLDERS_MAX: usize = 256;
 
+/// Results, inputs and checkpoints that a step deletes: SQLite reads every page of a large one before it is free.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// When a job ended, and which: the order of jobs that are over.
+pub(crate) type Ended = (Timestamp, JobId);
+
+const NO_JOB: JobId = JobId::from_i64(0);
+/// Before all of them.
+const FIRST: Ended = (Timestamp::from_millis(i64::MIN), NO_JOB);
+
+/// Where the passes of retention are, which go on from one step to the next.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// The unique key that was looked at last.
+    pub(crate) holders: (i64, String),
+    /// By status: up to here no job could be deleted.
+    stuck: [Ended; 5],
+}
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen {
+            holders: (0, String::new()),
+            stuck: [FIRST; 5],
+        }
+    }
+}
+
+/// Jobs that are to go, and how many were asked for.
+#[derive(Default)]
+struct Batch {
+    ended: Vec<Ended>,
+    most: usize,
+}
+
 /// What a step needs of the open commit.
 pub(crate) trait Delete {
     /// Deletes a job that is over, with its event.
@@ -36,6 +71,8 @@ pub(crate) fn run(commit: &mut dyn Delete, prune: &Prune) -> Result<Pruned> {
         commit,
         prune,
         pruned: Pruned::default(),
+        bytes: 0,
+        is_full: false,
         damage: None,
     };
     for status in [
@@ -70,6 +107,9 @@ struct Step<'a> {
     commit: &'a mut dyn Delete,
     prune: &'a Prune,
     pruned: Pruned,
+    /// What the jobs have stored that were taken so far, and whether one more would have been too much.
+    bytes: u64,
+    is_full: bool,
     /// The first thing that could not be done, if a damaged row is the reason.
     damage: Option<Error>,
 }
@@ -94,19 +134,24 @@ impl Step<'_> {
 
     /// Jobs of a status.
     fn jobs(&mut self, status: JobStatus) -> Result<()> {
-        let room = self.prune.jobs_max.saturating_sub(self.pruned.jobs);
+        let room = match self.is_full {
+            true => 0,
+            false => self.prune.jobs_max.saturating_sub(self.pruned.jobs),
+        };
         let keep = self.prune.retention.of(status);
         let excess = self.part(|commit| excess(commit, status, keep, room))?;
-        let mut deleted = self.delete(&excess.unwrap_or_default())?;
+        let mut deleted = self.delete(status, excess.unwrap_or_default())?;
         if let Some(age) = keep.age
             && deleted == 0
             && room > 0
         {
             let old = self.part(|commit| {
                 let (rows, _, now) = commit.rows();
-                rows.oldest_ended(status, CLOCK_WAS_SET, too_old(age, now), room)
+                let from = (CLOCK_WAS_SET, NO_JOB).max(rows.seen().stuck[status as usize]);
+                let ended = rows.oldest_ended(status, from, too_old(age, now), room)?;
+                Ok(Batch { ended, most: room })
             })?;
-            deleted = self.delete(&old.unwrap_or_default())?;
+            deleted = self.delete(status, old.unwrap_or_default())?;
         }
         let oldest = self.part(|commit| first_ended(commit, status, keep))?;
         self.pruned.jobs += deleted;
@@ -115,22 +160,54 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn delete(&mut self, ids: &[JobId]) -> Result<usize> {
+    /// Deletes what it can, and notes what it cannot, so that the next step begins behind it.
+    fn delete(&mut self, status: JobStatus, batch: Batch) -> Result<usize> {
+        let found = batch.ended.len();
+        let ended = self.within_bytes(batch.ended)?;
+        let is_end = found < batch.most && ended.len() == found;
         let all = self.part(|commit| {
-            ids.iter().try_fold(0, |deleted, id| {
+            ended.iter().try_fold(0, |deleted, (_, id)| {
                 Ok(deleted + usize::from(commit.delete(*id)?))
             })
         })?;
-        if let Some(deleted) = all {
-            return Ok(deleted);
+        let (mut deleted, mut stuck) = (all.unwrap_or(0), None);
+        if deleted == 0 {
+            // One of them is damaged, or none is what its index says.
+            for (at, id) in ended {
+                let is_deleted = self.part(|commit| commit.delete(id))?;
+                deleted += usize::from(is_deleted.unwrap_or(false));
+                stuck = if deleted == 0 { Some((at, id)) } else { stuck };
+            }
         }
-        // One of them is damaged.
-        let mut deleted = 0;
-        for id in ids {
-            let is_deleted = self.part(|commit| commit.delete(*id))?;
-            deleted += usize::from(is_deleted.unwrap_or(false));
+        let is_all_stuck = deleted == 0 && stuck.is_some();
+        let seen = &mut self.commit.rows().0.seen().stuck[status as usize];
+        if is_end {
+            // From the oldest on again: somebody may have mended it.
+            *seen = FIRST;
+        } else if let Some(stuck) = stuck {
+            *seen = stuck;
+            self.pruned.more |= is_all_stuck;
         }
         Ok(deleted)
+    }
+
+    /// Those of them for which there is time. The first always is.
+    fn within_bytes(&mut self, mut ended: Vec<Ended>) -> Result<Vec<Ended>> {
+        for index in 0..ended.len() {
+            let (rows, ..) = self.commit.rows();
+            let bytes = match rows.stored_bytes(ended[index].1) {
+                // It is seen when it is to be deleted.
+                Err(error) if error.kind() == ErrorKind::Corrupt => 0,
+                bytes => bytes?,
+            };
+            if self.bytes > 0 && self.bytes.saturating_add(bytes) > BYTES_MAX {
+                ended.truncate(index);
+                (self.is_full, self.pruned.more) = (true, true);
+                break;
+            }
+            self.bytes = self.bytes.saturating_add(bytes);
+        }
+        Ok(ended)
     }
 
     fn log(&mut self) -> Result<()> {
@@ -231,22 +308,18 @@ fn keep_from(keep: Keep, head: Head) -> Seq {
 }
 
 /// Jobs that are too many, at most `room`.
-fn excess(
-    commit: &mut dyn Delete,
-    status: JobStatus,
-    keep: Keep,
-    room: usize,
-) -> Result<Vec<JobId>> {
+fn excess(commit: &mut dyn Delete, status: JobStatus, keep: Keep, room: usize) -> Result<Batch> {
     let (rows, head, _) = commit.rows();
     let count = keep.count.unwrap_or(u64::MAX);
     let excess =
         head.counts[status as usize].saturating_sub(i64::try_from(count).unwrap_or(i64::MAX));
-    let excess = usize::try_from(excess).unwrap_or(0).min(room);
-    if excess == 0 {
-        return Ok(Vec::new());
+    let most = usize::try_from(excess).unwrap_or(0).min(room);
+    if most == 0 {
+        return Ok(Batch::default());
     }
-    let any = Timestamp::from_millis(i64::MIN);
-    rows.oldest_ended(status, any, Timestamp::MAX, excess)
+    let from = rows.seen().stuck[status as usize];
+    let ended = rows.oldest_ended(status, from, Timestamp::MAX, most)?;
+    Ok(Batch { ended, most })
 }
 
 /// When the first job of a status ended that goes by its age.
@@ -259,9 +332,8 @@ fn first_ended(
         return Ok(None);
     }
     let (rows, ..) = commit.rows();
-    let oldest = rows.oldest_ended(status, CLOCK_WAS_SET, Timestamp::MAX, 1)?;
-    let row = oldest.first().map(|id| rows.job(*id)).transpose()?;
-    Ok(row.flatten().and_then(|row| row.finished_at))
+    let oldest = rows.oldest_ended(status, (CLOCK_WAS_SET, NO_JOB), Timestamp::MAX, 1)?;
+    Ok(oldest.first().map(|(at, _)| *at))
 }
 
 /// What was before this says nothing about its age. While the clock is not set, what happens is measured by it all the same.

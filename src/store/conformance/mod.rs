@@ -159,6 +159,7 @@ cases! {
     prune::jobs_go_by_count_the_oldest_first,
     prune::jobs_that_ended_before_the_clock_was_set_go_by_count_alone,
     prune::a_step_is_bounded_and_says_that_there_is_more,
+    prune::a_step_ends_with_what_is_large,
     prune::live_jobs_are_never_pruned,
     prune::events_go_by_count_and_never_the_newest_row,
     prune::events_go_by_age_and_numbers_are_never_used_again,

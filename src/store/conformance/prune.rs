@@ -152,6 +152,24 @@ pub(super) fn a_step_is_bounded_and_says_that_there_is_more(bench: &mut Bench) {
     assert_eq!(bench.head.counts, [0; 5]);
 }
 
+/// The bug: a step deleted 128 jobs whatever had to be read for it; of 3 MiB each, 384 MiB in one transaction.
+pub(super) fn a_step_ends_with_what_is_large(bench: &mut Bench) {
+    bench.register("import", "fetch");
+    let large = format!("\"{}\"", "x".repeat(3 << 20));
+    for result in ["1", &large, &large, "1"] {
+        let row = bench.start(new_job("import"));
+        bench.complete(&row, result);
+    }
+    let row = bench.start(new_job("import"));
+    bench.fail(&row, Verdict::Fail);
+    let retention = Retention::forever()
+        .completed(Keep::newest(0))
+        .failed(Keep::newest(0));
+    let steps: Vec<_> = (0..3).map(|_| prune(bench, retention.clone())).collect();
+    let told: Vec<_> = steps.iter().map(|step| (step.jobs, step.more)).collect();
+    assert_eq!(told, [(2, true), (3, false), (0, false)]);
+}
+
 pub(super) fn live_jobs_are_never_pruned(bench: &mut Bench) {
     bench.register("import", "fetch");
     let running = bench.start(new_job("import"));

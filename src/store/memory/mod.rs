@@ -22,6 +22,7 @@ use crate::event::{Plan, Seq};
 use crate::job::{JobId, JobStatus};
 use crate::store::memory::table::Table;
 use crate::store::outbox::{DeliveryRow, EndpointRow};
+use crate::store::prune::Seen;
 use crate::store::{ErrorRow, EventRow, Failure, Head, Holder, PhaseDone};
 use crate::store::{Reader, Rows, Store, TypeRow};
 use crate::sync::Mutex;
@@ -31,8 +32,8 @@ use crate::transition::JobRow;
 /// The writing side of a store that lasts as long as the process.
 pub(crate) struct MemoryStore {
     shared: Arc<Shared>,
-    /// Where the last pass over the unique keys ended.
-    holders_seen: (i64, String),
+    /// Where the passes of retention are.
+    seen: Seen,
 }
 
 /// What the writer and the readers share.
@@ -97,7 +98,7 @@ impl MemoryStore {
                 file_id: format!("{random:012x}"),
                 data: Mutex::default(),
             }),
-            holders_seen: (0, String::new()),
+            seen: Seen::default(),
         }
     }
 }
@@ -110,7 +111,7 @@ impl Store for MemoryStore {
         let mut data = self.shared.data.lock();
         let mut tx = rows::Tx {
             data: &mut data,
-            holders_seen: &mut self.holders_seen,
+            seen: &mut self.seen,
         };
         match work(&mut tx) {
             Ok(()) => {

@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{JobId, JobStatus};
 use crate::store::memory::{Data, Payload, damaged};
+use crate::store::prune::{Ended, Seen};
 use crate::store::{Details, ErrorRow, EventRow, Head, Holder, PhaseDone, Rows, TypeRow};
 use crate::store::{seam, view};
 use crate::time::Timestamp;
@@ -15,7 +16,7 @@ use crate::transition::{Flags, JobRow};
 /// One open transaction.
 pub(super) struct Tx<'d> {
     pub(super) data: &'d mut Data,
-    pub(super) holders_seen: &'d mut (i64, String),
+    pub(super) seen: &'d mut Seen,
 }
 
 /// The number of a new row of a table from which nothing is ever deleted.
@@ -263,17 +264,29 @@ impl Rows for Tx<'_> {
     fn oldest_ended(
         &mut self,
         status: JobStatus,
-        from: Timestamp,
+        (at, id): Ended,
         cutoff: Timestamp,
         limit: usize,
-    ) -> Result<Vec<JobId>> {
-        let first = JobId::from_i64(0);
-        if from >= cutoff {
-            return Ok(Vec::new());
-        }
-        let range = (status, from, first)..(status, cutoff, first);
-        let ended = self.data.over.range(range).take(limit);
-        Ok(ended.map(|((.., id), ())| *id).collect())
+    ) -> Result<Vec<Ended>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let after = (Excluded((status, at, id)), Unbounded);
+        let later = self.data.over.range(after).map(|(key, ())| *key);
+        let ended = later.take_while(|(of, at, _)| *of == status && *at < cutoff);
+        Ok(ended.take(limit).map(|(_, at, id)| (at, id)).collect())
+    }
+
+    fn stored_bytes(&mut self, id: JobId) -> Result<u64> {
+        let range = (id, 0)..=(id, u32::MAX);
+        let results = self.data.results.range(range.clone());
+        let saved = self.data.checkpoints.range(range);
+        let bytes: usize = results.map(|(_, done)| done.result.len()).sum();
+        let bytes = bytes + saved.map(|(_, json)| json.len()).sum::<usize>();
+        let input = self.data.payload(id)?.input.len();
+        Ok(u64::try_from(bytes + input).unwrap_or(u64::MAX))
+    }
+
+    fn seen(&mut self) -> &mut Seen {
+        self.seen
     }
 
     fn unique_key(&mut self, id: JobId) -> Result<Option<String>> {
@@ -291,7 +304,7 @@ impl Rows for Tx<'_> {
 
     fn prune_holders(&mut self, now: Timestamp, limit: usize) -> Result<()> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let after = (Excluded(&*self.holders_seen), Unbounded);
+        let after = (Excluded(&self.seen.holders), Unbounded);
         let next = self.data.holders.range(after).take(limit);
         let seen: Vec<_> = next.map(|(key, holder)| (key.clone(), *holder)).collect();
         let is_end = seen.len() < limit;
@@ -299,10 +312,10 @@ impl Rows for Tx<'_> {
             if !seam::may_hold(self, &holder, now)? {
                 self.data.holders.remove(&key);
             }
-            *self.holders_seen = key;
+            self.seen.holders = key;
         }
         if is_end {
-            *self.holders_seen = (0, String::new());
+            self.seen.holders = (0, String::new());
         }
         Ok(())
     }

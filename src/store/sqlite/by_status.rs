@@ -6,10 +6,12 @@ use rusqlite::{Connection, ToSql, params};
 
 use crate::error::Result;
 use crate::job::{JobId, JobStatus};
+use crate::store::prune::Ended;
 use crate::store::sqlite::rows::{limit, number, read};
+use crate::time::Timestamp;
 
-pub(super) const SELECT_OLDEST_OVER: &str = "SELECT id FROM job
-    WHERE status = ?1 AND status >= 2 AND finished_at_ms >= ?2 AND finished_at_ms < ?3
+pub(super) const SELECT_OLDEST_OVER: &str = "SELECT finished_at_ms, id FROM job
+    WHERE status = ?1 AND status >= 2 AND finished_at_ms >= ?2 AND finished_at_ms < ?3 AND (finished_at_ms > ?2 OR id > ?5)
     ORDER BY finished_at_ms, id LIMIT ?4";
 pub(super) const COUNT_LIVE: &str = "SELECT count(*) FROM job WHERE status = ?1 AND status <= 1";
 pub(super) const COUNT_OVER: &str = "SELECT count(*) FROM job WHERE status = ?1 AND status >= 2";
@@ -45,7 +47,25 @@ pub(super) fn ids(
     Ok(ids)
 }
 
-pub(super) fn select(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<JobId>> {
+/// Jobs that are over in the order in which they ended: those behind `after` that ended before `cutoff`.
+pub(super) fn oldest_over(
+    conn: &Connection,
+    status: JobStatus,
+    (at, id): Ended,
+    cutoff: Timestamp,
+    most: usize,
+) -> Result<Vec<Ended>> {
+    let (at, cutoff) = (at.as_millis(), cutoff.as_millis());
+    let params = params![status.code(), at, cutoff, limit(most), id.as_i64()];
+    let mut statement = read(conn.prepare_cached(SELECT_OLDEST_OVER))?;
+    let ended = statement.query_map(params, |row| {
+        let at = Timestamp::from_millis(row.get(0)?);
+        Ok((at, JobId::from_i64(row.get(1)?)))
+    });
+    read(ended)?.map(read).collect()
+}
+
+fn select(conn: &Connection, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<JobId>> {
     let mut statement = read(conn.prepare_cached(sql))?;
     let ids = read(statement.query_map(params, |row| row.get(0).map(JobId::from_i64)))?;
     ids.map(read).collect()

@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension, ToSql, params};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
 use crate::job::{JobId, JobStatus};
+use crate::store::prune::{Ended, Seen};
 use crate::store::sqlite::errors::{self, Context};
 use crate::store::sqlite::held::Held;
 use crate::store::sqlite::inserts::{self, Inserts};
@@ -91,7 +92,7 @@ pub(super) fn transact(
     conn: &Connection,
     names: &mut Names,
     known: &mut Known,
-    holders_seen: &mut (i64, String),
+    seen: &mut Seen,
     inserts: &mut Inserts,
     work: &mut dyn FnMut(&mut dyn Rows) -> Result<()>,
 ) -> std::result::Result<(), Failure> {
@@ -103,7 +104,7 @@ pub(super) fn transact(
         held: Held::new(conn),
         names,
         known,
-        holders_seen,
+        seen,
         inputs: HashMap::new(),
         updates: None,
         inserts,
@@ -139,7 +140,7 @@ pub(super) struct Tx<'c> {
     held: Held<'c>,
     names: &'c mut Names,
     pub(super) known: &'c mut Known,
-    pub(super) holders_seen: &'c mut (i64, String),
+    pub(super) seen: &'c mut Seen,
     /// Inputs that were read with their due jobs, for the claims that follow.
     inputs: HashMap<JobId, String>,
     /// Not written yet: to be flushed before anything else is done with rows of jobs.
@@ -519,21 +520,20 @@ impl Rows for Tx<'_> {
     fn oldest_ended(
         &mut self,
         status: JobStatus,
-        from: Timestamp,
+        after: Ended,
         cutoff: Timestamp,
         most: usize,
-    ) -> Result<Vec<JobId>> {
+    ) -> Result<Vec<Ended>> {
         self.flush()?;
-        by_status::select(
-            self.conn,
-            by_status::SELECT_OLDEST_OVER,
-            params![
-                status.code(),
-                from.as_millis(),
-                cutoff.as_millis(),
-                limit(most)
-            ],
-        )
+        by_status::oldest_over(self.conn, status, after, cutoff, most)
+    }
+
+    fn stored_bytes(&mut self, id: JobId) -> Result<u64> {
+        prune::stored_bytes(self.conn, id)
+    }
+
+    fn seen(&mut self) -> &mut Seen {
+        self.seen
     }
 
     fn unique_key(&mut self, id: JobId) -> Result<Option<String>> {

@@ -32,6 +32,7 @@ use rusqlite::Connection;
 
 use crate::config::Durability;
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::prune::Seen;
 use crate::store::{Failure, Reader, Rows, Store, disk_is_full};
 
 pub(crate) use open::canonical;
@@ -50,8 +51,8 @@ pub(crate) struct SqliteStore {
     names: names::Names,
     known: known::Known,
     readers: Arc<read::Readers>,
-    /// Where the last pass over the unique keys ended.
-    holders_seen: (i64, String),
+    /// Where the passes of retention are.
+    seen: Seen,
     /// Kept for its memory.
     inserts: inserts::Inserts,
 }
@@ -70,7 +71,7 @@ impl SqliteStore {
             names: names::Names::default(),
             known: known::Known::default(),
             readers: Arc::new(read::Readers::new(path)),
-            holders_seen: (0, String::new()),
+            seen: Seen::default(),
             inserts: inserts::Inserts::default(),
         })
     }
@@ -132,8 +133,8 @@ impl Store for SqliteStore {
     ) -> std::result::Result<(), Failure> {
         let conn = self.take_writer().map_err(Failure::NothingDone)?;
         let (names, known) = (&mut self.names, &mut self.known);
-        let (holders_seen, inserts) = (&mut self.holders_seen, &mut self.inserts);
-        let outcome = commit::transact(&conn, names, known, holders_seen, inserts, work);
+        let (seen, inserts) = (&mut self.seen, &mut self.inserts);
+        let outcome = commit::transact(&conn, names, known, seen, inserts, work);
         if outcome.is_err() {
             // A number that was given to a name in this transaction is free again, and what it wrote is not there.
             self.forget();

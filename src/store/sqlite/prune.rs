@@ -2,7 +2,7 @@
 //!
 //! Jobs are not deleted here: that is a change of a job, made by the seam and written in `commit.rs`.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use crate::error::Result;
 use crate::event::Seq;
@@ -10,7 +10,7 @@ use crate::job::JobId;
 use crate::store::Holder;
 use crate::store::seam;
 use crate::store::sqlite::commit::Tx;
-use crate::store::sqlite::rows::{limit, read};
+use crate::store::sqlite::rows::{limit, number, phase_key, read};
 use crate::time::Timestamp;
 
 pub(super) const SELECT_HOLDERS: &str =
@@ -25,6 +25,21 @@ pub(super) const SELECT_EVENT_TIME: &str =
     "SELECT at_ms FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1";
 pub(super) const DELETE_OLD_EVENTS: &str = "DELETE FROM event WHERE seq < ?1";
 
+/// Where each stands is in its row: the pages behind it are not read.
+pub(super) const SELECT_BYTES: &str = "SELECT
+    (SELECT coalesce(sum(octet_length(result)), 0) FROM phase WHERE id BETWEEN ?1 AND ?2)
+    + (SELECT coalesce(sum(octet_length(value)), 0) FROM checkpoint WHERE id BETWEEN ?1 AND ?2)
+    + (SELECT coalesce(sum(octet_length(input)), 0) FROM payload WHERE job_id = ?3)";
+
+/// How large what a job has stored is, its row aside.
+pub(super) fn stored_bytes(conn: &Connection, id: JobId) -> Result<u64> {
+    let (from, to) = (phase_key(id, 0), phase_key(id, 255));
+    let bytes = number(conn, SELECT_BYTES, params![from, to, id.as_i64()])?;
+    Ok(bytes
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .unwrap_or(0))
+}
+
 /// Looks at the next `most` unique keys, and drops those that stand for nothing any more.
 pub(super) fn holders(tx: &mut Tx<'_>, now: Timestamp, most: usize) -> Result<()> {
     let seen = next_holders(tx, most)?;
@@ -33,17 +48,17 @@ pub(super) fn holders(tx: &mut Tx<'_>, now: Timestamp, most: usize) -> Result<()
         if !seam::may_hold(tx, &holder, now)? {
             tx.write(DELETE_HOLDER, params![type_id, key])?;
         }
-        *tx.holders_seen = (type_id, key);
+        tx.seen.holders = (type_id, key);
     }
     if is_end {
-        *tx.holders_seen = (0, String::new());
+        tx.seen.holders = (0, String::new());
     }
     Ok(())
 }
 
 fn next_holders(tx: &Tx<'_>, most: usize) -> Result<Vec<(i64, String, Holder)>> {
     let mut statement = read(tx.conn.prepare_cached(SELECT_HOLDERS))?;
-    let (type_id, key) = &*tx.holders_seen;
+    let (type_id, key) = &tx.seen.holders;
     let mut rows = read(statement.query(params![type_id, key, limit(most)]))?;
     let mut seen = Vec::new();
     while let Some(row) = read(rows.next())? {

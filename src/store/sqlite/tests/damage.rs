@@ -17,9 +17,13 @@ fn damage(scene: &Scene, sql: &str) {
 
 /// One step of retention.
 fn prune(store: &mut SqliteStore, retention: Retention) -> Result<Pruned> {
+    prune_by(store, retention, 9)
+}
+
+fn prune_by(store: &mut SqliteStore, retention: Retention, jobs_max: usize) -> Result<Pruned> {
     let step = Op::Prune(Prune {
         retention,
-        jobs_max: 9,
+        jobs_max,
         events_max: 9,
     });
     let mut committed = commit(store, std::slice::from_ref(&step), &ClaimRequest::default())?;
@@ -175,5 +179,52 @@ fn a_deletion_that_fails_half_way_is_none() {
     );
     let keys = "SELECT job_id FROM unique_key ORDER BY job_id";
     assert_eq!(ids(&scene, keys), [1, 2]);
+    assert_eq!(ids(&scene, "SELECT id FROM job"), [1, 2]);
+}
+
+/// The bug: each step began with the oldest. A damaged plan keeps all of its jobs, and 128 of those kept everything else.
+#[test]
+fn more_jobs_than_a_step_takes_that_cannot_be_deleted_keep_no_other_from_it() {
+    let forever = Retention::forever;
+    for retention in [
+        forever().completed(Keep::newest(0)),
+        forever().completed(Keep::for_age(Duration::from_millis(1))),
+    ] {
+        let scene = Scene::new();
+        let mut store = with_completed(&scene, 7);
+        scene
+            .raw()
+            .execute_batch("UPDATE job SET finished_at_ms = 1700000000000")
+            .expect("SQL");
+        damage(&scene, "UPDATE job SET attempt = -1 WHERE id <= 5");
+        let steps = |store: &mut SqliteStore| {
+            let steps = (0..12).map(|_| prune_by(store, retention.clone(), 2));
+            steps.filter(Result::is_err).count()
+        };
+        assert!(steps(&mut store) > 0, "it is told");
+        assert_eq!(ids(&scene, "SELECT id FROM job"), [1, 2, 3, 4, 5]);
+        damage(&scene, "UPDATE job SET attempt = 1");
+        steps(&mut store);
+        assert_eq!(ids(&scene, "SELECT id FROM job"), Vec::<i64>::new());
+    }
+}
+
+/// A step that ends for its bytes has not seen the last of them.
+#[test]
+fn a_large_job_that_cannot_be_deleted_keeps_no_other_from_it() {
+    let scene = Scene::new();
+    let mut store = with_completed(&scene, 4);
+    damage(
+        &scene,
+        "UPDATE phase SET result = printf('%.*c', 5000000, 'x')",
+    );
+    damage(&scene, "UPDATE job SET attempt = -1 WHERE id <= 2");
+    let old = Retention::forever().completed(Keep::for_age(Duration::from_millis(1)));
+    let raw = scene.raw();
+    raw.execute_batch("UPDATE job SET finished_at_ms = 1700000000000")
+        .expect("SQL");
+    for _ in 0..6 {
+        prune(&mut store, old.clone()).ok();
+    }
     assert_eq!(ids(&scene, "SELECT id FROM job"), [1, 2]);
 }

@@ -27,6 +27,7 @@ const HOT: &[(&str, &str)] = &[
     ),
     (commit::TRIM_ERRORS, "USING COVERING INDEX job_error_job"),
     (rows::SELECT_INPUT, BY_ID),
+    (prune::SELECT_BYTES, BY_ID),
     (
         commit::SELECT_TYPE,
         "USING INDEX sqlite_autoindex_job_type_1",
