@@ -137,7 +137,7 @@ impl Client {
     /// See [`JobQueue::bulk`](crate::JobQueue::bulk).
     ///
     /// # Errors
-    /// `Conflict` when the number is another, or the status does not allow it; `Storage` and its kin.
+    /// `Conflict` when the number is another or too large, or the status does not allow it; `Storage` and its kin.
     pub fn bulk(
         &self,
         action: BulkAction,

@@ -209,10 +209,11 @@ impl JobQueue {
 
     /// Does one thing to every job with this status (and type), in one commit: all of them or none. With `expect` it is
     /// refused when they are not exactly that many, so that nobody acts on a set that has changed since he looked at it.
-    /// Answers how many there were; at most 1,000,000.
+    /// Answers how many there were. Everybody else waits for that commit, and so it takes 100,000 at most; where there are more,
+    /// list them and take them one by one.
     ///
     /// # Errors
-    /// `Conflict` when the number is another, or the status does not allow it; `Closed`, or `Storage` and its kin.
+    /// `Conflict` when the number is another or too large, or the status does not allow it; `Closed`, or `Storage` and its kin.
     pub fn bulk(
         &self,
         action: BulkAction,
@@ -386,7 +387,7 @@ impl JobQueue {
         outbox::redeliver(&*self.0.engine, id)
     }
 
-    /// Sends every delivery again whose event happened from `from` on and before `until`, the oldest 1,000,000 at most, and answers
+    /// Sends every delivery again whose event happened from `from` on and before `until`, the oldest 100,000 at most, and answers
     /// how many these are: for a receiver that has lost some.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ const REQUEST_TIME: Duration = Duration::from_secs(10);
 const WAITING_TIME: Duration = Duration::from_secs(30);
 /// After so long without an answer, and again each time: is the backend still there?
 const LOOK_TIME: Duration = Duration::from_secs(2);
-/// For an answer to begin: a commit on a slow disk, a bulk of a million jobs.
+/// For an answer to begin: a commit on a slow disk, a bulk of as many jobs as it may take.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
 /// For a client to take anything of what is there for it.
 const STALL_TIME: Duration = Duration::from_secs(10);

@@ -33,8 +33,9 @@ use crate::store::{Done, ErrorRow, EventRow, Head, PhaseDone, Rows};
 use crate::time::Timestamp;
 use crate::transition::{self, Flags, Input, JobRow, Phases, Transition};
 
-/// Jobs that one bulk operation may touch: they share one transaction, and so the memory that its log takes.
-pub(crate) const BULK_MAX: usize = 1_000_000;
+/// Jobs that one bulk operation may touch, or deliveries: they share one transaction. It is to be over well before those who wait
+/// for the file give up, which is after 10 s.
+pub(crate) const BULK_MAX: usize = 100_000;
 
 /// Jobs that share a row of the log at most: a reader has the events of a row in memory at once.
 pub(crate) const RUN_MAX: i64 = 1024;
