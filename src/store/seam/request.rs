@@ -103,7 +103,9 @@ impl Commit<'_> {
         };
         let ids = self.rows.ids(status, type_id, BULK_MAX + 1)?;
         if ids.len() > BULK_MAX {
-            let problem = format!("more than {BULK_MAX} jobs are {status}: select fewer, or take them by their ids");
+            let problem = format!(
+                "more than {BULK_MAX} jobs are {status}: select fewer, or take them by their ids"
+            );
             return Err(Error::new(ErrorKind::Conflict, problem));
         }
         if let Some(expected) = expect
