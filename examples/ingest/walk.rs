@@ -18,7 +18,9 @@ pub fn own_files(places: &Places) -> HashSet<PathBuf> {
         .iter()
         .map(|name| places.out.join(name))
         .collect();
-    for suffix in ["", "-journal", "-wal", "-shm", "-owner", "-wake", "-pid"] {
+    for suffix in [
+        "", "-journal", "-wal", "-shm", "-owner", "-wake", "-pid", "-reserve",
+    ] {
         let mut path = places.db.clone().into_os_string();
         path.push(suffix);
         own.insert(path.into());

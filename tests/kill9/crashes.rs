@@ -7,7 +7,7 @@
 //! | the journal, of the newest claim | it is charged |
 //! |---|---|
 //! | its handler was inside | yes |
-//! | its handler had returned | perhaps: its worker says so until it enters the next one |
+//! | its handler had returned | perhaps: its worker says so until it has noted that it is inside of nothing; then it is told of, uncharged |
 //! | nothing | perhaps: the kill may have hit the worker between its two notes |
 //!
 //! Each that is charged in the last two cases needs a worker of its own, which by the journal is inside of nothing else. And the last
@@ -127,7 +127,8 @@ impl Crashes {
                 found.push(format!("{what}: nobody was killed since its claim"));
                 continue;
             }
-            if event.data["entered"] != is_charged {
+            let is_entered = event.data["entered"] == true;
+            if is_charged && !is_entered {
                 found.push(format!("{what}: {:?}", event.data));
             }
             let claimed = claims.get(&(job, at)).copied().unwrap_or(0);
@@ -137,6 +138,12 @@ impl Crashes {
             match (self.moments.get(&(job, at)), is_charged) {
                 (Some(Moment::Inside), false) if is_known => {
                     found.push(format!("{what}: inside its handler, and not charged"));
+                }
+                (None, false) if is_known && is_entered => {
+                    found.push(format!("{what}: it had no handler, and hears of one"));
+                }
+                (Some(Moment::Returned), false) if is_entered => {
+                    counters.add("returned, and its outcome was lost with the process");
                 }
                 (Some(Moment::Inside), _) | (Some(Moment::Returned) | None, false) => {}
                 (Some(Moment::Returned) | None, true) => {
