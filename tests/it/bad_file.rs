@@ -188,7 +188,7 @@ fn the_files_of_a_queue_are_private() {
     let harness = Harness::new();
     let queue = harness.open_without_workers();
     queue.enqueue("plain", &1).unwrap();
-    for suffix in ["", "-wal", "-shm", "-owner", "-wake"] {
+    for suffix in ["", "-wal", "-shm", "-owner", "-wake", "-reserve"] {
         let path = harness.file(&format!("jobs.db{suffix}"));
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{}", path.display());
