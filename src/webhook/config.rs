@@ -204,7 +204,7 @@ pub(crate) fn opener(config: WebhookConfig) -> Result<(Endpoints, OpenOutlet)> {
             warn_of_insecure(&*office.reader);
         }
         let sender = Sender::new(config.timeouts, config.allow_private, config.is_https_only);
-        Courier::new(office, sender, config.schedule, config.threads) as Arc<dyn Outlet>
+        Courier::new(office, Box::new(sender), config.schedule, config.threads) as Arc<dyn Outlet>
     });
     Ok((endpoints, open))
 }

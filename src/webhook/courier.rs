@@ -26,14 +26,14 @@ use crate::sync::{Condvar, JoinHandle, Mutex, pause, spawn};
 use crate::time::{Moment, RECHECK, Timestamp, monotonic};
 use crate::webhook::dispatch::{Dispatch, Ending, Taken, Task};
 use crate::webhook::schedule::Schedule;
-use crate::webhook::sender::{Post, Sender, Sent};
+use crate::webhook::sender::{Carrier, Post, Sent};
 
 /// After the outbox could not be read.
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Courier {
     office: Office,
-    sender: Sender,
+    sender: Box<dyn Carrier>,
     schedule: Schedule,
     threads_max: usize,
     inbox: Mutex<Inbox>,
@@ -71,7 +71,7 @@ impl Inbox {
 impl Courier {
     pub(crate) fn new(
         office: Office,
-        sender: Sender,
+        sender: Box<dyn Carrier>,
         schedule: Schedule,
         threads_max: usize,
     ) -> Arc<Courier> {

@@ -12,7 +12,7 @@ use crate::config::ANSWER_BYTES_MAX;
 use crate::sync::{Mutex, Sender as Sends, spawn, unbounded};
 use crate::time::Timestamp;
 use crate::webhook::schedule::Schedule;
-use crate::webhook::sender::{Post, Sender, Sent, Timeouts};
+use crate::webhook::sender::{Carrier, Post, Sender, Sent, Timeouts};
 
 /// An answer that has not come by then is none.
 const WAIT: Duration = Duration::from_millis(500);

@@ -64,10 +64,52 @@ impl Timeouts {
     }
 }
 
+/// Makes one request after another. The courier knows no more of the network than this, so that tests need none.
+pub(super) trait Carrier: Send + Sync {
+    fn send(&self, post: &Post<'_>) -> Sent;
+    /// Ends what is on its way, and everything after it.
+    fn cut(&self);
+}
+
 pub(super) struct Sender {
     agent: Agent,
     is_https_only: bool,
     is_cut: AtomicBool,
+}
+
+impl Carrier for Sender {
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::Release);
+        self.agent.clone().shutdown();
+    }
+
+    fn send(&self, post: &Post<'_>) -> Sent {
+        if self.is_cut.load(Ordering::Acquire) {
+            return Sent::Cut;
+        }
+        let uri = match check(post.url) {
+            Ok(uri) => uri,
+            Err(error) => return Sent::Refused(error.to_string()),
+        };
+        if self.is_https_only && !is_https(post.url) {
+            return Sent::Refused("it is not https, and only that is allowed".to_owned());
+        }
+        let secrets: Result<Vec<Secret>, _> = post
+            .secrets
+            .iter()
+            .map(|text| Secret::parse(text))
+            .collect();
+        let secrets = match secrets {
+            Ok(secrets) => secrets,
+            Err(error) => return Sent::Refused(error.to_string()),
+        };
+        let sent = with_query(uri.query(), || self.post(post, &secrets));
+        // What was ended by us is no fault of the receiver. An answer is an answer.
+        if self.is_cut.load(Ordering::Acquire) && !matches!(sent, Sent::Answered { .. }) {
+            return Sent::Cut;
+        }
+        sent
+    }
 }
 
 impl Sender {
@@ -105,40 +147,6 @@ impl Sender {
             is_https_only,
             is_cut: AtomicBool::new(false),
         }
-    }
-
-    /// Ends what is on its way, and everything after it.
-    pub(super) fn cut(&self) {
-        self.is_cut.store(true, Ordering::Release);
-        self.agent.clone().shutdown();
-    }
-
-    pub(super) fn send(&self, post: &Post<'_>) -> Sent {
-        if self.is_cut.load(Ordering::Acquire) {
-            return Sent::Cut;
-        }
-        let uri = match check(post.url) {
-            Ok(uri) => uri,
-            Err(error) => return Sent::Refused(error.to_string()),
-        };
-        if self.is_https_only && !is_https(post.url) {
-            return Sent::Refused("it is not https, and only that is allowed".to_owned());
-        }
-        let secrets: Result<Vec<Secret>, _> = post
-            .secrets
-            .iter()
-            .map(|text| Secret::parse(text))
-            .collect();
-        let secrets = match secrets {
-            Ok(secrets) => secrets,
-            Err(error) => return Sent::Refused(error.to_string()),
-        };
-        let sent = with_query(uri.query(), || self.post(post, &secrets));
-        // What was ended by us is no fault of the receiver. An answer is an answer.
-        if self.is_cut.load(Ordering::Acquire) && !matches!(sent, Sent::Answered { .. }) {
-            return Sent::Cut;
-        }
-        sent
     }
 
     fn post(&self, post: &Post<'_>, secrets: &[Secret]) -> Sent {

@@ -9,7 +9,7 @@ use ureq::unversioned::transport::ConnectionDetails;
 use super::*;
 use crate::sync::Mutex;
 use crate::time::Timestamp;
-use crate::webhook::sender::{Post, Sender, Sent, Timeouts};
+use crate::webhook::sender::{Carrier, Post, Sender, Sent, Timeouts};
 
 type List<T> = Arc<Mutex<Vec<T>>>;
 
