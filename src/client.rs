@@ -309,21 +309,14 @@ impl Client {
 
 impl Requests for Client {
     fn request(&self, op: Op) -> Result<Done> {
-        let now: Timestamp = self.clock.now();
-        let adds_work = op.adds_work();
-        let ops = [op];
-        let mut answers = Vec::new();
         let mut store = self.store.lock();
-        if adds_work {
+        if op.adds_work() {
             store.check_room()?;
         }
-        let done = store.transact(&mut |rows| {
-            answers = seam::run(rows, &ops, &ClaimRequest::default(), now, 0)?.answers;
-            Ok(())
-        });
+        let done = transact(&mut *store, op, self.clock.now());
         drop(store);
-        match done {
-            Ok(()) => {}
+        let answer = match done {
+            Ok(answer) => answer,
             Err(Failure::NothingDone(error)) => return Err(error),
             Err(Failure::Unknown(error)) => {
                 let reopened = self.store.lock().reopen();
@@ -333,9 +326,9 @@ impl Requests for Client {
                 let problem = format!("it may or may not have happened: {error}");
                 return Err(Error::new(ErrorKind::OutcomeUnknown, problem));
             }
-        }
+        };
         owner::ring(&self.path);
-        answers.pop().unwrap_or_else(|| Err(Error::closed()))
+        answer
     }
 
     fn job_type(&self, _name: &str) -> Option<&Arc<TypeDef>> {
@@ -350,6 +343,21 @@ impl Requests for Client {
     fn is_https_only(&self) -> bool {
         false
     }
+}
+
+/// One operation, in a transaction that claims nothing.
+pub(crate) fn transact(
+    store: &mut dyn Store,
+    op: Op,
+    now: Timestamp,
+) -> std::result::Result<Result<Done>, Failure> {
+    let ops = [op];
+    let mut answers = Vec::new();
+    store.transact(&mut |rows| {
+        answers = seam::run(rows, &ops, &ClaimRequest::default(), now, 0)?.answers;
+        Ok(())
+    })?;
+    Ok(answers.pop().unwrap_or_else(|| Err(Error::closed())))
 }
 
 impl fmt::Debug for Client {

@@ -6,6 +6,7 @@
 
 mod claims;
 mod desk;
+mod ground;
 mod health;
 mod host;
 mod plans;
@@ -18,27 +19,26 @@ use std::time::Duration;
 
 use crate::bus::Bus;
 use crate::committer::Committer;
-use crate::config::{Config, Location};
+use crate::config::Config;
+pub(crate) use crate::engine::ground::Ground;
 use crate::engine::health::StoreHealth;
 use crate::engine::plans::Replanned;
 use crate::error::panic_message;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Plan, Seq};
-use crate::job::{InterruptionReason, JobId, JobStatus};
+use crate::job::{JobId, JobStatus};
 use crate::live::{GRACE, Left, LiveTable, Offer};
 use crate::outlet::{CLOSE_GRACE, Office, OpenOutlet, Outlet};
-use crate::owner::{Owner, Predecessor, PredecessorEnd, Recorder, WakeBell, WakeListener};
+use crate::owner::{Owner, Predecessor, Recorder, WakeBell, WakeListener};
 use crate::phase::Registry;
 use crate::phase::stop::StopReason;
 use crate::pool::{Desk, Pool};
 use crate::retention::Pruner;
 use crate::scheduler::{Backlog, Window};
-use crate::store::memory::MemoryStore;
-use crate::store::ops::{Claimable, Op, Recover};
+use crate::store::ops::{Claimable, Op};
 use crate::store::outbox::Mail;
-use crate::store::sqlite::{self, SqliteStore};
 use crate::store::view::newest_at;
-use crate::store::{Done, Reader, Store};
+use crate::store::{Done, Reader};
 use crate::sync::{self, JoinHandle, Mutex, Sender, ThreadId, spawn, unbounded};
 use crate::time::{Clock, Timestamp};
 
@@ -121,17 +121,26 @@ impl Engine {
     ) -> Result<Arc<Engine>> {
         config.validate()?;
         let began = clock.now();
-        let (store, owner, predecessor, wake): (Box<dyn Store>, _, _, _) = match &config.location {
-            Location::Memory => (Box::new(MemoryStore::new()), None, None, None),
-            Location::File(path) => {
-                let path = sqlite::canonical(path)?;
-                let (owner, predecessor) = Owner::acquire(&path, began)?;
-                let store =
-                    SqliteStore::open_with_reserve(&path, config.durability, config.reserve_bytes)?;
-                let wake = Some(WakeListener::bind(&path));
-                (Box::new(store), Some(owner), Some(predecessor), wake)
-            }
-        };
+        let ground = Ground::open(&config, began)?;
+        Engine::open_on(ground, began, config, registry, clock, open_outlet, slot)
+    }
+
+    /// As [`Engine::open`], on a store that is open.
+    pub(crate) fn open_on(
+        ground: Ground,
+        began: Timestamp,
+        config: Config,
+        registry: Registry,
+        clock: Clock,
+        open_outlet: Option<OpenOutlet>,
+        slot: &OnceLock<Weak<Engine>>,
+    ) -> Result<Arc<Engine>> {
+        let Ground {
+            store,
+            owner,
+            predecessor,
+            wake,
+        } = ground;
         let reader = store.reader();
         if let Some(at) = newest_at(&*reader).filter(|_| !config.trusts_clock) {
             clock.go_on_from(at);
@@ -220,38 +229,6 @@ impl Engine {
         state.counts = head.counts;
         state.backlog.unknown();
         Ok(())
-    }
-
-    fn recovery(&self, predecessor: Option<&Predecessor>) -> Recover {
-        let (reason, all_entered) = match predecessor.map(|predecessor| predecessor.end) {
-            // With nothing readable left of it, whatever is running was cut off by a power cut.
-            Some(PredecessorEnd::MachineWentDown | PredecessorEnd::None) => {
-                (InterruptionReason::MachineWentDown, true)
-            }
-            Some(PredecessorEnd::Closed) => (InterruptionReason::Shutdown, false),
-            Some(PredecessorEnd::ProcessDied) | None => (InterruptionReason::ProcessDied, false),
-        };
-        let slots = predecessor
-            .map(|predecessor| &predecessor.inside[..])
-            .unwrap_or_default();
-        let noted = |has_returned| {
-            let those = slots.iter().filter(|at| at.has_returned == has_returned);
-            those
-                .map(|at| (at.job_id, at.epoch, at.phase_index, at.since))
-                .collect()
-        };
-        Recover {
-            reason,
-            inside: noted(false),
-            returned: noted(true),
-            all_entered,
-            max_crashes: self
-                .registry
-                .iter()
-                .filter_map(|def| Some((def.name.clone(), def.max_crashes?)))
-                .collect(),
-            max_crashes_default: self.config.max_crashes,
-        }
     }
 
     /// The numbers of the registered types and plans, which never change.
