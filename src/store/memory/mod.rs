@@ -7,6 +7,7 @@
 //! One lock holds everything. A transaction has it from begin to end and writes in place; every table remembers what it
 //! overwrote and puts it back when the transaction fails.
 
+mod check;
 mod outbox;
 mod read;
 mod rows;
@@ -99,6 +100,15 @@ impl MemoryStore {
                 data: Mutex::default(),
             }),
             seen: Seen::default(),
+        }
+    }
+
+    /// Another writer of the same data, as another process has it.
+    #[cfg(all(test, stepwell_shuttle))]
+    pub(crate) fn beside(&self) -> MemoryStore {
+        MemoryStore {
+            shared: self.shared.clone(),
+            holders_seen: (0, String::new()),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::event::{LoggedChange, Seq};
 use crate::job::{Job, JobId, JobStatus};
-use crate::store::memory::{Data, EARLIEST, Shared, damaged};
+use crate::store::memory::{Data, EARLIEST, Shared, check, damaged};
 use crate::store::{AHEAD_MAX, SCAN_MAX, summary, view};
 use crate::store::{EventRow, Filter, Head, Position, Reader, Situation, Slice};
 use crate::time::Timestamp;
@@ -118,20 +118,7 @@ impl Reader for Shared {
     }
 
     fn check(&self) -> Result<Vec<String>> {
-        let data = self.data.lock();
-        let mut counts = [0_i64; 5];
-        for row in data.jobs.values() {
-            counts[row.status as usize] += 1;
-        }
-        let head = data.head()?;
-        let mut broken = Vec::new();
-        if counts != head.counts {
-            broken.push(format!(
-                "jobs by status: {counts:?} are stored, the log says {:?}",
-                head.counts
-            ));
-        }
-        Ok(broken)
+        check::run(&self.data.lock())
     }
 
     fn file_id(&self) -> Result<String> {
@@ -171,7 +158,7 @@ fn load(data: &Data, row: &JobRow) -> Result<Job> {
     ))
 }
 
-fn change(data: &Data, row: &EventRow) -> Result<LoggedChange> {
+pub(super) fn change(data: &Data, row: &EventRow) -> Result<LoggedChange> {
     let parse = |text: &String| {
         serde_json::from_str(text)
             .map_err(|_| damaged(format!("event {}: its data is no JSON", row.seq)))
