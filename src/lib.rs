@@ -102,7 +102,7 @@ pub mod fuzzing;
 mod handle;
 #[cfg(feature = "http")]
 mod http;
-#[cfg(all(test, stepwell_shuttle))]
+#[cfg(all(test, stepwell_shuttle, feature = "webhook"))]
 mod interleave;
 mod job;
 mod json;

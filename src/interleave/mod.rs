@@ -1,13 +1,21 @@
-//! What may happen at the same time, in many orders: the real committer, live table, engine, pool and shutdown over the store in
-//! memory, under shuttle, which chooses at each lock, wait and atomic which thread goes on. Test code, built with
+//! What may happen at the same time, in many orders: the real committer, live table, engine, pool, shutdown and courier of webhooks
+//! over the store in memory, under shuttle, which chooses at each lock, wait and atomic which thread goes on. Test code, built with
 //! `--cfg stepwell_shuttle` only; `.ci/interleave` runs it.
 //!
 //! What it would catch: a wake-up that is lost (shuttle reports a deadlock), a claim that is not fenced, two handlers of one job, a
-//! second terminal event, a cancel or a retry that was answered and did not hold, a job that was acknowledged and does not end, or
-//! fails or is done twice although nothing happened that may lead to it, a result that is lost or another's, counts that drift.
+//! second terminal event, a cancel or a retry that was answered and did not hold, a handler that is not told of the end of its
+//! claim, a job that was acknowledged and does not end, or fails or is done twice although nothing happened that may lead to it, a
+//! result that is lost or another's, counts that drift; an event without its delivery, a delivery that is sent out of turn, after its
+//! end, or without an event that tells of it; a store that is let go while something is under way.
 //!
 //! Each case is a job of two phases and two things that happen to it from two threads, while it runs: see [`Act`]. All pairs are
-//! cases, a thing with itself too. `STEPWELL_SCHEDULES` sets how many schedules each gets; one that fails is printed, and
+//! cases, a thing with itself too. What another process does is done to the store that all share, by the client's own transaction,
+//! and then its bell is rung. The lock that keeps a second process out is the kernel's, and the bell's socket too: [`place`] has both
+//! in the same protocol. A queue that was shut down, or that another process wanted to take over, is followed by a second
+//! one, which must find nothing under way and bring everything to its end. Where deliveries are what happens, the courier sends
+//! them to a receiver without a network; elsewhere they wait.
+//!
+//! `STEPWELL_SCHEDULES` sets how many schedules each pair gets; one that fails is printed, and
 //! comes again with `STEPWELL_SCHEDULE` and `STEPWELL_PAIR`. Two schedulers share them: random choices, and PCT (Burckhardt, Kothari, Musuvathi,
 //! Nagarakatte, "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS 2010).
 //!
@@ -25,9 +33,12 @@
 //! | each result is stored as the first one of job 1 | not its own result | 50 |
 //! | a retry is answered and nothing is done | retries that are not in the log | 50 |
 //!
-//! Not here: SQLite, files, sockets, and so the lock of a second process; waits that end by time alone; weak memory (shuttle knows
-//! sequential consistency only).
+//! Not here: SQLite, files and sockets; a process that dies; waits that end by time alone; weak memory (shuttle knows
+//! sequential consistency only; `tests/loom` has the pieces that it matters for).
 
+mod judge;
+mod place;
+mod record;
 mod world;
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -97,10 +108,15 @@ pairs! {
     retention_goes_with: Retention,
     a_deletion_goes_with: Delete,
     a_delivery_goes_with: Delivery,
+    a_redelivery_goes_with: Redelivery,
     a_late_result_goes_with: LateResult,
     a_panic_goes_with: Panic,
-    another_process_goes_with: Bell,
+    a_cancel_of_another_process_goes_with: ClientCancel,
+    a_retry_of_another_process_goes_with: ClientRetry,
+    a_pause_of_another_process_goes_with: ClientPause,
+    a_job_of_another_process_goes_with: ClientEnqueue,
     enqueue_goes_with: Enqueue,
     waiting_goes_with: Wait,
+    a_second_opening_goes_with: SecondOpen,
     shutdown_goes_with: Shutdown,
 }

@@ -62,6 +62,12 @@ impl<I> PhaseContext<I> {
         PhaseContext { input, attempt }
     }
 
+    /// The claim that this is a try of.
+    #[cfg(all(test, stepwell_shuttle))]
+    pub(crate) fn epoch(&self) -> i64 {
+        self.attempt.epoch
+    }
+
     /// What the job was enqueued with.
     pub fn input(&self) -> &I {
         &self.input

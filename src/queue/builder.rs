@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 
 use crate::config::{Config, Durability, Location, Retention};
 use crate::engine::Engine;
+#[cfg(all(test, stepwell_shuttle))]
+use crate::engine::Ground;
 use crate::error::{Error, Result};
 use crate::handle::{JobHandle, Slot};
 #[cfg(feature = "http")]
@@ -212,6 +214,19 @@ impl Builder {
             queue.serve(http, listener)?;
         }
         Ok(queue)
+    }
+
+    /// As [`Builder::open`], on a store that is shared with others, and with an outlet of the test's own.
+    #[cfg(all(test, stepwell_shuttle))]
+    pub(crate) fn open_on(
+        self,
+        store: Box<dyn crate::store::Store>,
+        outlet: Option<OpenOutlet>,
+    ) -> Result<JobQueue> {
+        let clock = self.clock.unwrap_or_else(Clock::system);
+        let (ground, began) = (Ground::of(store), clock.now());
+        let engine = Engine::open_on(ground, began, self.config, self.registry, clock, outlet)?;
+        Ok(JobQueue::new(engine))
     }
 
     /// The port, if one is wanted. If it is taken by the process that runs jobs on the same file, that is the reason to tell.

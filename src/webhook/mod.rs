@@ -30,6 +30,8 @@ mod endpoint;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod schedule;
+#[cfg(all(test, stepwell_shuttle))]
+mod scripted;
 mod secret;
 mod sender;
 mod signature;
@@ -41,3 +43,5 @@ pub use secret::Secret;
 pub use signature::{Signed, Unverified};
 
 pub(crate) use config::opener;
+#[cfg(all(test, stepwell_shuttle))]
+pub(crate) use scripted::{Letter, outlet};
