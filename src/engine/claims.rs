@@ -81,11 +81,12 @@ impl Engine {
                 .ring_before(now.after(crate::live::GRACE).now);
         }
         // Only now: who ends the queue or pauses it may have looked before this claim was there, and does not look again.
-        if self.state.lock().rests_for(&job_type) {
+        let rests = self.state.lock().rests_for(&job_type);
+        if rests {
             self.give_back_paused();
-        } else {
-            self.offer(Offer::of(&row));
         }
+        // Also then: another process may have lifted its pause between those two looks, and what was given back is not there to be taken.
+        self.offer(Offer::of(&row));
     }
 
     /// Another process may have cancelled what was just claimed, after the commit and before we knew of the claim: who answered its bell
