@@ -32,6 +32,21 @@
 //! | each handler is called twice | entered twice | 50 |
 //! | each result is stored as the first one of job 1 | not its own result | 50 |
 //! | a retry is answered and nothing is done | retries that are not in the log | 50 |
+//! | a client's cancel between the commit of a claim and its publication is not looked for (`Engine::look_again`) | deadlock: a handler that nobody tells | 200 |
+//! | who hears the bell does not look at the claims under way; or a cancel of one's own does not tell the handler | the same | 200 |
+//! | who hears the bell does not look at what is waited for | deadlock: a waiter | 100 |
+//! | who hears the bell does not wake the committer | deadlock: a job of a client | 200 |
+//! | an older look at what is paused wins | deadlock, in `pause_goes_with` and `a_pause_of_another_process_goes_with` | 200 |
+//! | a claim that came in a client's pause is not offered when the pause was lifted between two looks: as it was | deadlock, in `a_pause_of_another_process_goes_with` | 200 |
+//! | no delivery is written for the end of a job | an event without its delivery | 100 |
+//! | the end of a delivery is told twice, or not at all | two events, or none, that tell of it | 100 |
+//! | the outcome of a delivery needs its job's row | a delivery that never ends | 200 |
+//! | the end of one delivery does not give the next its time; or the courier is not told that it is recorded | deadlock | 100 |
+//! | a delivery is free for the next try before its outcome is recorded | sent after its end | 100 |
+//! | the row of a job does not name the event of its delivery | the check: log and row differ | 100 |
+//! | the store is let go when the shutdown begins, or before what is posted is written | a job that runs and nobody runs it | 100 |
+//! | handlers that go on after the end are not counted | two handlers of one job, and no word of it | 200 |
+//! | handlers that outlast the shutdown are not fenced off | a claim under way after the end | 200 |
 //!
 //! Not here: SQLite, files and sockets; a process that dies; waits that end by time alone; weak memory (shuttle knows
 //! sequential consistency only; `tests/loom` has the pieces that it matters for).

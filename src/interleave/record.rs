@@ -5,6 +5,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use serde_json::Value;
+use shuttle::rand::Rng;
 
 use crate::delivery::{DeliveryId, DeliveryStatus};
 use crate::interleave::world::{PHASES, WAIT, result_of};
@@ -13,11 +14,14 @@ use crate::outlet::{Office, OpenOutlet, Outlet};
 use crate::phase::context::PhaseContext;
 use crate::phase::{Phase, PhaseError};
 use crate::store::Reader;
-use crate::store::outbox::Attempted;
+use crate::store::outbox::{Attempted, DeliveryFilter, DeliveryRow};
 use crate::sync::{AtomicBool, Condvar, Mutex, Ordering, yield_now};
 use crate::time::Moment;
 use crate::webhook::{self, Letter};
 
+/// How often a handler outlasts a shutdown, which looks a hundred times whether it has returned.
+const SLOW: f64 = 0.1;
+const OVERSTAYS: usize = 400;
 /// Threads that send.
 const COURIERS: usize = 2;
 
@@ -25,14 +29,20 @@ pub(super) struct Record {
     pub(super) reader: Arc<dyn Reader>,
     /// Which queue each handler that is inside belongs to.
     inside: Mutex<BTreeMap<JobId, Vec<usize>>>,
+    /// Rung when one leaves.
+    left: Condvar,
     /// How often a handler of a phase was entered.
     pub(super) starts: Mutex<BTreeMap<(JobId, u32), usize>>,
     /// Two handlers of a job were inside, of a queue and of the one before it.
     pub(super) has_overlap: AtomicBool,
     /// The next handler panics.
     pub(super) panics: AtomicBool,
+    /// Some handlers outlast a shutdown.
+    pub(super) are_slow: AtomicBool,
     /// The receiver refuses the next delivery.
     pub(super) refuses: AtomicBool,
+    /// Somebody has deliveries sent again, before those that wait.
+    pub(super) has_resent: AtomicBool,
     /// What reached it: delivery and body.
     pub(super) letters: Mutex<Vec<(DeliveryId, String)>>,
     /// What must never have happened.
@@ -47,10 +57,13 @@ impl Record {
         Record {
             reader,
             inside: Mutex::default(),
+            left: Condvar::new(),
             starts: Mutex::default(),
             has_overlap: AtomicBool::new(false),
             panics: AtomicBool::new(false),
+            are_slow: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            has_resent: AtomicBool::new(false),
             letters: Mutex::default(),
             broken: Mutex::default(),
             recorded: Mutex::default(),
@@ -74,6 +87,15 @@ impl Record {
             .entry(id)
             .or_default()
             .retain(|other| *other != queue);
+        self.left.notify_all();
+    }
+
+    /// Every handler returns, although nobody ends the queue.
+    pub(super) fn wait_for_handlers(&self) {
+        let mut inside = self.inside.lock();
+        while inside.values().any(|queues| !queues.is_empty()) {
+            self.left.wait(&mut inside);
+        }
     }
 
     /// The handler of both phases.
@@ -91,7 +113,7 @@ impl Record {
                 let before: i64 = cx.get(Phase::new(PHASES[0]))?;
                 assert_eq!(before, result_of(id, 0), "as it was saved");
             }
-            for _ in 0..3 {
+            for _ in 0..record.patience() {
                 yield_now();
             }
             record.wait_to_be_told(cx);
@@ -102,6 +124,16 @@ impl Record {
                 resume_unwind(Box::new("on purpose"));
             }
             Ok(result_of(id, phase_index))
+        }
+    }
+
+    /// How long a handler takes.
+    fn patience(&self) -> usize {
+        let is_slow = self.are_slow.load(Ordering::SeqCst);
+        if is_slow && shuttle::rand::thread_rng().gen_bool(SLOW) {
+            OVERSTAYS
+        } else {
+            3
         }
     }
 
@@ -128,12 +160,17 @@ impl Record {
         let number = letter.webhook_id.rsplit('_').next();
         let id = number.and_then(|number| number.parse().ok());
         let id: DeliveryId = id.expect("it ends with the number of the delivery");
-        let found = self.reader.find_delivery(id).expect("readable");
+        let rows = self.deliveries();
         // One that is cut off here is of a queue that has let the store go, and another may have sent it since.
         if !(letter.is_cut)() {
-            let status = found.map(|(row, _)| row.status);
+            let status = rows.iter().find(|row| row.id == id).map(|row| row.status);
             if status != Some(DeliveryStatus::Pending) {
                 let problem = format!("delivery {id} is sent, and is {status:?}");
+                self.broken.lock().push(problem);
+            }
+            let waits = |row: &&DeliveryRow| row.id < id && row.status == DeliveryStatus::Pending;
+            if rows.iter().any(|row| waits(&row)) && !self.has_resent.load(Ordering::SeqCst) {
+                let problem = format!("delivery {id} is sent, and one before it has not ended");
                 self.broken.lock().push(problem);
             }
         }
@@ -145,14 +182,18 @@ impl Record {
         200
     }
 
+    /// All of them, newest first.
+    pub(super) fn deliveries(&self) -> Vec<DeliveryRow> {
+        let filter = DeliveryFilter::default();
+        let found = self.reader.deliveries(&filter, None, 1000);
+        found.expect("readable").0
+    }
+
     /// Every delivery ends, by itself. If one does not, shuttle says so.
     pub(super) fn wait_for_deliveries(&self) {
         loop {
             let before = *self.recorded.lock();
-            let (rows, _) = self
-                .reader
-                .deliveries(&Default::default(), None, 1000)
-                .expect("readable");
+            let rows = self.deliveries();
             if rows.iter().all(|row| row.status != DeliveryStatus::Pending) {
                 return;
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use shuttle::rand::Rng;
 
 use crate::config::{Keep, Retention};
 use crate::delivery::{EndpointSpec, Kinds};
@@ -19,7 +20,7 @@ use crate::queue::builder::Builder;
 use crate::requests;
 use crate::retry::RetryPolicy;
 use crate::store::Store;
-use crate::store::outbox::{DeliveryFilter, DeliveryRow};
+use crate::store::outbox::DeliveryRow;
 use crate::sync::{JoinHandle, Mutex, Ordering, spawn, unbounded};
 use crate::time::{FakeClock, Timestamp};
 
@@ -28,6 +29,8 @@ const TIMEOUT: Duration = S;
 const AGE: Duration = Duration::from_secs(60);
 const SHUTDOWN: Duration = Duration::from_millis(5);
 pub(super) const WAIT: Duration = Duration::from_secs(3600);
+/// How often something happens only when the job is over.
+const LATE: f64 = 0.25;
 pub(super) const PHASES: [&str; 2] = ["one", "two"];
 /// What the job's endpoint wants to know.
 pub(super) const WANTED: [EventKind; 6] = [
@@ -100,6 +103,13 @@ impl Act {
         }
     }
 
+    fn is_of_a_client(self) -> bool {
+        matches!(
+            self,
+            Act::ClientCancel | Act::ClientRetry | Act::ClientPause | Act::ClientEnqueue
+        )
+    }
+
     pub(super) const ALL: [Act; 18] = [
         Act::Nothing,
         Act::Cancel,
@@ -146,7 +156,14 @@ impl World {
         let world = Arc::new(world);
         let threads = acts.map(|act| {
             let world = world.clone();
-            spawn("act", move || world.act(act)).expect("a thread")
+            let run = move || {
+                // Sometimes it comes upon a job that is over, and a queue that sleeps.
+                if shuttle::rand::thread_rng().gen_bool(LATE) {
+                    wait(&world.queue, world.job);
+                }
+                world.act(act);
+            };
+            spawn("act", run).expect("a thread")
         });
         for thread in threads {
             thread.join().expect("no act panics");
@@ -175,9 +192,11 @@ impl World {
         let record = Arc::new(Record::new(place.reader.clone()));
         let is_among = |act| acts.contains(&act);
         record.panics.store(is_among(Act::Panic), Ordering::SeqCst);
-        record
-            .refuses
-            .store(is_among(Act::Redelivery), Ordering::SeqCst);
+        let is_ended = is_among(Act::Shutdown);
+        record.are_slow.store(is_ended, Ordering::SeqCst);
+        let resends = is_among(Act::Redelivery);
+        record.refuses.store(resends, Ordering::SeqCst);
+        record.has_resent.store(resends, Ordering::SeqCst);
         let store = place.acquire().expect("nobody has it");
         let queue = open_queue(store, 0, acts, &record, &clock);
         let listener = place.listen(queue.engine(), unbounded());
@@ -187,7 +206,13 @@ impl World {
             events: Kinds::of(WANTED),
             secrets: Vec::new(),
         }];
-        let job = queue.enqueue_job(job).expect("it is taken").id;
+        // A client's job is claimed while everything else happens, and not with its own commit.
+        let enqueued = if acts.iter().any(|act| act.is_of_a_client()) {
+            requests::enqueue(&place, vec![job])
+        } else {
+            queue.enqueue_all(vec![job])
+        };
+        let job = enqueued.expect("it is taken")[0].id;
         let world = World {
             acts,
             record,
@@ -279,13 +304,7 @@ impl World {
     }
 
     fn send_again(&self) {
-        let filter = DeliveryFilter::default();
-        let (rows, _) = self
-            .place
-            .reader
-            .deliveries(&filter, None, 10)
-            .expect("readable");
-        for row in rows {
+        for row in self.record.deliveries() {
             if self.is_done(self.queue.redeliver(row.id)) {
                 *self.sent_again.lock() += 1;
             }
@@ -332,6 +351,7 @@ impl World {
         for id in jobs {
             wait(queue, id);
         }
+        self.record.wait_for_handlers();
         if has_outlet(self.acts) {
             self.record.wait_for_deliveries();
         }
