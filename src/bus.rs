@@ -2,13 +2,26 @@
 //!
 //! No event passes through here. Whoever hears the bell reads the log from where it stopped; so a reader that is slow, or not
 //! there, costs nothing and misses nothing.
+//!
+//! Who waits for the end of a job is looked for without a lock, since mostly nobody does:
+//!
+//! | who waits | who has ended the job |
+//! |---|---|
+//! | is in the list | has committed |
+//! | sets the flag | |
+//! | fence | fence |
+//! | looks whether the job is over | looks at the flag |
+//!
+//! Of two fences one comes first: either who waits sees the end, or who has ended it sees the flag. Without them each could look
+//! before what it wrote itself can be seen by the other (a store buffer does that), and the waiter sleeps for ever; that
+//! the store's own locks prevent it is not for us to know. `tests/loom` takes this file as it is.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::event::{Event, Seq};
 use crate::job::JobId;
-use crate::sync::{AtomicBool, Condvar, Mutex, Ordering, Sender, unbounded};
+use crate::sync::{AtomicBool, Condvar, Mutex, Ordering, Sender, fence, unbounded};
 use crate::time::monotonic;
 
 #[derive(Default)]
@@ -136,6 +149,7 @@ impl Bus {
         let (tx, rx) = unbounded();
         self.waiters.lock().entry(id).or_default().push(tx.clone());
         self.has_waiters.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
         let is_over = is_over();
         // A bus that closes rings for everybody who is there; who comes later has to look.
         if matches!(is_over, Ok(false)) && !self.state.lock().is_closed {
@@ -153,7 +167,7 @@ impl Bus {
 
     /// The job is over, durably. Costs one look when nobody waits.
     pub(crate) fn is_over(&self, id: JobId) {
-        if !self.has_waiters.load(Ordering::Acquire) {
+        if !self.has_waiters() {
             return;
         }
         let mut waiters = self.waiters.lock();
@@ -169,10 +183,16 @@ impl Bus {
 
     /// Jobs that somebody waits for.
     pub(crate) fn waited_for(&self) -> Vec<JobId> {
-        if !self.has_waiters.load(Ordering::Acquire) {
+        if !self.has_waiters() {
             return Vec::new();
         }
         self.waiters.lock().keys().copied().collect()
+    }
+
+    /// For who has just ended a job, or has heard that one may be over.
+    fn has_waiters(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.has_waiters.load(Ordering::Acquire)
     }
 }
 

@@ -18,8 +18,8 @@ use real as chosen;
 
 pub(crate) use chosen::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Condvar, JoinHandle, Mutex, MutexGuard, Ordering,
-    Receiver, Sender, ThreadId, TryRecvError, current_thread, is_panicking, pause, processors,
-    spawn, unbounded, yield_now,
+    Receiver, Sender, ThreadId, TryRecvError, current_thread, fence, is_panicking, pause,
+    processors, spawn, unbounded, yield_now,
 };
 #[cfg(all(test, stepwell_shuttle))]
 pub(crate) use model::passed;

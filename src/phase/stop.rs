@@ -1,7 +1,7 @@
 //! The flag by which a handler learns that it should stop, and why. L0.
 //!
-//! The only piece that threads share without a lock: `tests/loom` takes this file as it is and goes through every
-//! interleaving and every order of memory that the language allows. So it names nothing but `crate::sync` and `crate::time`.
+//! It is read without a lock. `tests/loom` takes this file as it is and goes through every interleaving and every order of memory
+//! that the language allows. So it names nothing but `crate::sync` and `crate::time`.
 
 use std::sync::Arc;
 use std::time::Duration;

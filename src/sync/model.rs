@@ -10,7 +10,9 @@ use std::sync::atomic::AtomicBool as PlainBool;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use shuttle::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence,
+};
 pub(crate) use shuttle::thread::ThreadId;
 
 use crate::error::Result;

@@ -1,6 +1,6 @@
 //! The real ones. L1.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 pub(crate) use std::thread::JoinHandle;
 pub(crate) use std::thread::ThreadId;
 
