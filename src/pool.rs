@@ -1,5 +1,7 @@
 //! The worker threads: pull an offer, run one phase, pull the next. L3.
 
+mod surplus;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +9,8 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::error::panic_message;
 use crate::live::{Offer, Task};
-use crate::sync::{
-    AtomicUsize, JoinHandle, Mutex, Ordering, Receiver, TryRecvError, current_thread, pause, spawn,
-};
+use crate::sync::{JoinHandle, Mutex, Receiver, TryRecvError, current_thread, pause, spawn};
+use surplus::Surplus;
 
 /// A worker that is not inside a handler ends within microseconds; we look for so long whether it has.
 const LOOK: Duration = Duration::from_millis(1);
@@ -40,8 +41,7 @@ pub(crate) enum After {
 pub(crate) struct Pool {
     ready: Receiver<Offer>,
     state: Arc<Mutex<State>>,
-    /// Workers that are to end as soon as they have no handler: another has taken the place of each.
-    surplus: AtomicUsize,
+    surplus: Surplus,
 }
 
 #[derive(Default)]
@@ -58,7 +58,7 @@ impl Pool {
         Pool {
             ready,
             state: Arc::default(),
-            surplus: AtomicUsize::new(0),
+            surplus: Surplus::default(),
         }
     }
 
@@ -89,19 +89,16 @@ impl Pool {
 
     /// A worker goes on although another was started in its place.
     pub(crate) fn one_too_many(&self) {
-        self.surplus.fetch_add(1, Ordering::Relaxed);
+        self.surplus.add();
     }
 
     /// What the calling worker does now that it has no handler.
     pub(crate) fn next(&self) -> After {
-        let surplus = &self.surplus;
-        if surplus.load(Ordering::Relaxed) == 0 {
-            return After::Next;
+        if self.surplus.take() {
+            After::End
+        } else {
+            After::Next
         }
-        let taken = surplus.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-            count.checked_sub(1)
-        });
-        taken.map_or(After::Next, |_| After::End)
     }
 
     /// Whether the calling thread is one of the workers.

@@ -15,6 +15,8 @@
 //! ask for it and nobody joins himself; who asked waits for the report, and no longer than the deadline and 250 ms: a disk
 //! that hangs cannot hang the caller.
 
+mod latch;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +26,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::job::JobId;
 use crate::listener::Listeners;
 use crate::outlet::CLOSE_GRACE;
-use crate::sync::{Condvar, Mutex, ThreadId, current_thread, pause, spawn};
+use crate::sync::{Mutex, ThreadId, current_thread, pause, spawn};
 use crate::time::monotonic;
+use latch::Latch;
 
 /// For handlers to notice their flag.
 const FLAG_GRACE: Duration = Duration::from_millis(100);
@@ -85,23 +88,20 @@ pub(crate) trait Outlet: Send + Sync {
 /// The one shutdown of a queue, for everyone who asks for it.
 #[derive(Default)]
 pub(crate) struct Shutdown {
-    state: Mutex<State>,
-    bell: Condvar,
+    latch: Latch<ShutdownReport>,
+    waiting: Mutex<Waiting>,
     outlets: Mutex<Vec<Arc<dyn Outlet>>>,
 }
 
+/// The threads of handlers and callbacks that wait for the end, and cannot be waited for.
 #[derive(Default)]
-struct State {
-    is_asked: bool,
-    deadline: Option<Instant>,
-    report: Option<ShutdownReport>,
-    /// The threads of handlers and callbacks that wait for the end, and cannot be waited for.
+struct Waiting {
     handlers: Vec<ThreadId>,
     callbacks: Vec<ThreadId>,
 }
 
-impl State {
-    fn asking(&mut self, asker: Asker) -> Option<&mut Vec<ThreadId>> {
+impl Waiting {
+    fn like(&mut self, asker: Asker) -> Option<&mut Vec<ThreadId>> {
         match asker {
             Asker::Handler => Some(&mut self.handlers),
             Asker::Callback => Some(&mut self.callbacks),
@@ -115,7 +115,7 @@ struct Asking<'a>(&'a Shutdown, Asker);
 
 impl Asking<'_> {
     fn new(shutdown: &Shutdown, asker: Asker) -> Asking<'_> {
-        if let Some(threads) = shutdown.state.lock().asking(asker) {
+        if let Some(threads) = shutdown.waiting.lock().like(asker) {
             threads.push(current_thread());
         }
         Asking(shutdown, asker)
@@ -124,7 +124,7 @@ impl Asking<'_> {
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        if let Some(threads) = self.0.state.lock().asking(self.1) {
+        if let Some(threads) = self.0.waiting.lock().like(self.1) {
             threads.retain(|thread| *thread != current_thread());
         }
     }
@@ -141,39 +141,25 @@ impl Shutdown {
         let started = monotonic();
         let deadline = started + timeout.min(Duration::from_secs(86_400 * 365));
         let asks = Asking::new(self, Asker::of_this_thread(engine, listeners));
-        let mut state = self.state.lock();
-        state.deadline = Some(state.deadline.map_or(deadline, |other| other.min(deadline)));
-        if !state.is_asked {
-            state.is_asked = true;
-            drop(state);
+        if self.latch.ask(deadline) {
             let (own, engine, listeners) = (self.clone(), engine.clone(), listeners.clone());
             let end = Arc::new(move || {
                 let report = own.end(&engine, &listeners, started);
-                own.state.lock().report = Some(report);
-                own.bell.notify_all();
+                own.latch.close(report);
             });
             let other = end.clone();
             if let Err(error) = spawn("stepwell-shutdown", move || other()) {
                 log::warn!("the thread that asked for the end brings it about: {error}");
                 end();
             }
-            state = self.state.lock();
         }
-        let answer = loop {
-            if let Some(report) = &state.report {
-                break answer(report.clone(), timeout);
-            }
-            let until = state.deadline.unwrap_or(deadline).min(deadline) + OVERRUN_MAX;
-            let left = until.saturating_duration_since(monotonic());
-            if left.is_zero() {
-                let problem = "the queue is still closing: the disk does not answer";
-                break Err(Error::new(ErrorKind::Timeout, problem));
-            }
-            self.bell.wait_for(&mut state, left);
-        };
-        drop(state);
+        let report = self.latch.wait_until(deadline, OVERRUN_MAX);
         drop(asks);
-        answer
+        let report = report.ok_or_else(|| {
+            let problem = "the queue is still closing: the disk does not answer";
+            Error::new(ErrorKind::Timeout, problem)
+        })?;
+        answer(report, timeout)
     }
 
     /// An outlet to close before the store is.
@@ -187,35 +173,27 @@ impl Shutdown {
 
     /// What a shutdown did, once it is done.
     pub(crate) fn report(&self) -> Option<ShutdownReport> {
-        self.state.lock().report.clone()
+        self.latch.report()
     }
 
     pub(crate) fn is_asked(&self) -> bool {
-        self.state.lock().is_asked
+        self.latch.is_asked()
     }
 
     /// Waits until the queue has been closed by somebody.
     pub(crate) fn wait(&self) -> ShutdownReport {
-        let mut state = self.state.lock();
-        loop {
-            if let Some(report) = &state.report {
-                return report.clone();
-            }
-            self.bell.wait(&mut state);
-        }
+        self.latch.wait()
     }
 
     fn is_over(&self, grace: Duration) -> bool {
-        self.state
-            .lock()
-            .deadline
-            .is_some_and(|deadline| monotonic() >= deadline + grace)
+        let deadline = self.latch.deadline();
+        deadline.is_some_and(|deadline| monotonic() >= deadline + grace)
     }
 
     /// The steps.
     fn end(&self, engine: &Arc<Engine>, listeners: &Listeners, started: Instant) -> ShutdownReport {
         let mut report = ShutdownReport::default();
-        let own = || self.state.lock().handlers.clone();
+        let own = || self.waiting.lock().handlers.clone();
         engine.stop_intake();
         engine.with_outlet(|outlet| outlet.drain());
         // A commit that began before the intake was closed may claim jobs until it ends.
@@ -254,11 +232,10 @@ impl Shutdown {
         report.planner_left = engine.is_planning(&[]);
         engine.bus.close();
         for outlet in std::mem::take(&mut *self.outlets.lock()) {
-            let deadline = self.state.lock().deadline;
-            outlet.close(deadline.unwrap_or(started));
+            outlet.close(self.latch.deadline().unwrap_or(started));
         }
         // A callback that has asked for the end chose to hear no more.
-        let is_asking = || !self.state.lock().callbacks.is_empty();
+        let is_asking = || !self.waiting.lock().callbacks.is_empty();
         let have_heard = listeners.join(|| is_asking() || self.is_over(LISTEN_GRACE));
         report.listeners_cut = !have_heard && !is_asking();
         engine.close_store();
