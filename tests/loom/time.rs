@@ -1,4 +1,4 @@
-//! What the flag uses of `crate::time`: a clock that is set by nobody.
+//! What those files use of `crate::time`: a clock that is set by nobody.
 
 use std::time::{Duration, Instant};
 

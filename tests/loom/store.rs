@@ -1,0 +1,6 @@
+//! What the ticket uses of `crate::store`.
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    Nothing,
+}
