@@ -62,7 +62,7 @@ use shuttle::{Config, FailurePersistence, Runner};
 use world::{Act, World};
 
 /// For each pair.
-const SCHEDULES: usize = 700;
+const SCHEDULES: usize = 300;
 /// Priority changes that PCT makes: most bugs need two or three.
 const DEPTH: usize = 4;
 
