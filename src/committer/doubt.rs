@@ -13,6 +13,8 @@ struct Unsure {
     inner: MemoryStore,
     /// What becomes of the next transactions: done or not without a word, or none for as usual.
     commits: std::collections::VecDeque<Option<bool>>,
+    /// It cannot be read any more.
+    is_damaged: bool,
     /// Somebody reads an older state of the file, so that the log cannot be folded back.
     is_read: bool,
 }
@@ -22,6 +24,13 @@ impl Store for Unsure {
         &mut self,
         work: &mut dyn FnMut(&mut dyn Rows) -> Result<()>,
     ) -> std::result::Result<(), Failure> {
+        if self.is_damaged {
+            let problem = "a row has a value that is never written";
+            return Err(Failure::NothingDone(Error::new(
+                ErrorKind::Corrupt,
+                problem,
+            )));
+        }
         let Some(is_done) = self.commits.pop_front().flatten() else {
             return self.inner.transact(work);
         };
@@ -103,6 +112,7 @@ fn committer(commits: &[Option<bool>], is_read: bool) -> (Committer, Arc<dyn Rea
     let store = Unsure {
         inner: MemoryStore::new(),
         commits: commits.iter().copied().collect(),
+        is_damaged: false,
         is_read,
     };
     let reader = store.reader();
@@ -150,4 +160,30 @@ fn nobody_knows_of_a_commit_that_left_no_row_in_the_log() {
         assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
         assert_eq!(reader.pauses().expect("it can be read").0, is_done);
     }
+}
+
+/// The bug: the store had failed, and then the file could not be read. What was to show whether it works was refused at once, and tried
+/// again at once, for ever.
+#[test]
+fn a_damaged_file_is_not_tried_again_without_a_pause() {
+    let store = Unsure {
+        inner: MemoryStore::new(),
+        commits: std::collections::VecDeque::new(),
+        is_damaged: true,
+        is_read: false,
+    };
+    let (host, committer) = (
+        Told::default(),
+        Committer::new(Box::new(store), Clock::system()),
+    );
+    committer.state.lock().pause_longer(monotonic());
+    let over = committer.state.lock().retry_at.expect("it has failed");
+    while monotonic() < over {
+        crate::sync::pause(PAUSE_MIN);
+    }
+    assert!(committer.state.lock().may_work(monotonic()));
+    assert!(committer.lead_with_due(&host, Vec::new(), true));
+    let state = committer.state.lock();
+    assert!(!state.may_work(over), "it does not rest");
+    assert_eq!(state.pause, 2 * PAUSE_MIN);
 }

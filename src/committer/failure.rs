@@ -186,6 +186,11 @@ impl Committer {
             for op in posted {
                 host.refused(&op, error);
             }
+            // A store that had failed does not work yet, whatever it is now.
+            let mut state = self.state.lock();
+            if state.retry_at.is_some() {
+                state.pause_longer(monotonic());
+            }
         } else {
             self.keep(posted.into_iter());
             self.state.lock().pause_longer(monotonic());
