@@ -18,6 +18,8 @@ mod ending;
 mod enqueue;
 mod events;
 mod fencing;
+#[cfg(target_os = "linux")]
+mod idle;
 mod outside;
 mod pause;
 mod phases;
