@@ -104,6 +104,10 @@ impl Requests for Place {
     fn limits(&self) -> &Limits {
         &self.limits
     }
+
+    fn is_https_only(&self) -> bool {
+        false
+    }
 }
 
 /// A store with the lock: both go together, and whoever comes too late is told so.

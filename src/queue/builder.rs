@@ -225,7 +225,15 @@ impl Builder {
     ) -> Result<JobQueue> {
         let clock = self.clock.unwrap_or_else(Clock::system);
         let (ground, began) = (Ground::of(store), clock.now());
-        let engine = Engine::open_on(ground, began, self.config, self.registry, clock, outlet)?;
+        let engine = Engine::open_on(
+            ground,
+            began,
+            self.config,
+            self.registry,
+            clock,
+            outlet,
+            &self.slot,
+        )?;
         Ok(JobQueue::new(engine))
     }
 

@@ -4,18 +4,30 @@ use std::time::{Duration, Instant};
 
 pub(crate) struct Clock;
 
-#[derive(PartialEq, PartialOrd)]
+#[derive(Clone, Copy)]
 pub(crate) struct Timestamp(Duration);
 
 impl Timestamp {
-    pub(crate) fn after(self, duration: Duration) -> Timestamp {
-        Timestamp(self.0 + duration)
+    pub(crate) fn as_millis(self) -> u128 {
+        self.0.as_millis()
+    }
+}
+
+pub(crate) struct Moment {
+    pub(crate) passed: Timestamp,
+}
+
+impl Moment {
+    pub(crate) fn after(self, duration: Duration) -> Moment {
+        let passed = Timestamp(self.passed.0 + duration);
+        Moment { passed }
     }
 }
 
 impl Clock {
-    pub(crate) fn now(&self) -> Timestamp {
-        Timestamp(Duration::ZERO)
+    pub(crate) fn moment(&self) -> Moment {
+        let passed = Timestamp(Duration::ZERO);
+        Moment { passed }
     }
 
     pub(crate) fn on_step(&self, _wake: impl Fn() -> bool + Send + 'static) {}

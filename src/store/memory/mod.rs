@@ -108,7 +108,7 @@ impl MemoryStore {
     pub(crate) fn beside(&self) -> MemoryStore {
         MemoryStore {
             shared: self.shared.clone(),
-            holders_seen: (0, String::new()),
+            seen: Seen::default(),
         }
     }
 }
