@@ -15,6 +15,10 @@ use crate::counters::Counters;
 use crate::journal::hash;
 use crate::load::hooks::{self, DELAYS, Hook};
 
+/// By how much the times of two commits may stand in the other order: a client and the queue each ask for the time before they wait
+/// for each other. What a delivery of a job that is there must have told is judged by the check of the file, at every look.
+const APART_MS: i64 = 1000;
+
 /// What the receiver knows of one delivery.
 #[derive(Debug)]
 struct Received {
@@ -348,7 +352,11 @@ impl Log {
             ([(seq, _)], Some((deleted, ..))) if seq > deleted => {
                 Err("W3: the log tells of it after its job was deleted".to_owned())
             }
-            ([], Some((seq, at, by_retention))) if delivery.finished_at >= Some(*at) => {
+            ([], Some((seq, at, by_retention)))
+                if delivery
+                    .finished_at
+                    .is_some_and(|ended| ended.as_millis() + APART_MS >= at.as_millis()) =>
+            {
                 if delivery.id.seq() < *seq {
                     counters.add(if *by_retention {
                         "retention met a live delivery"
