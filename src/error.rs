@@ -28,7 +28,8 @@ pub enum ErrorKind {
     Locked,
     /// The store failed and nothing was stored. Trying again later may work.
     Storage,
-    /// The disk is full and nothing was stored. Make room, then try again: a queue takes new jobs within a second of it.
+    /// The disk is full and nothing was stored. Make room, then try again: a queue takes new jobs within a second,
+    /// or a minute where that room was gone again before.
     StorageFull,
     /// The store failed in the middle of a commit and could not be read again: the change is there, or it is not.
     OutcomeUnknown,

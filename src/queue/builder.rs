@@ -143,7 +143,8 @@ impl Builder {
     /// Room on the disk that is kept for jobs under way, in bytes: a file of that size beside the database, `<db>-reserve`. On a full
     /// disk it is given back to the file system, and what becomes of those jobs is recorded there, while new jobs and retries are
     /// refused with `StorageFull` and nothing is claimed. Once there is room for twice as much it is taken again, and the queue
-    /// goes on. It is not made where it would take more than a quarter of what is free. Defaults to 1 MiB; 0 for none.
+    /// goes on. It is written at the first opening and after each time that it was needed, and not where it would take more than
+    /// a quarter of what is free. Defaults to 1 MiB; 0 for none.
     #[must_use]
     pub fn disk_reserve(mut self, bytes: u64) -> Builder {
         self.config.reserve_bytes = bytes;
