@@ -448,11 +448,12 @@ impl Committer {
         let mut committed = trial.committed;
         // A look alone says nothing of a full disk.
         if committed.has_written {
-            self.fold_back();
             let mut state = self.state.lock();
-            let is_well = state.is_well() && state.low.is_none();
+            let (is_low, is_well) = (state.low.is_some(), state.is_well());
             drop(state);
-            if is_well {
+            if is_low {
+                self.fold_back();
+            } else if is_well {
                 host.store_health(None);
             }
         }

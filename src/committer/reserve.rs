@@ -138,9 +138,7 @@ impl Committer {
 
     /// While the room is given away the log beside the file is kept short.
     pub(super) fn fold_back(&self) {
-        if self.state.lock().low.is_some()
-            && let Err(error) = self.store.lock().checkpoint()
-        {
+        if let Err(error) = self.store.lock().checkpoint() {
             log::debug!("the log was not folded back: {error}");
         }
     }
